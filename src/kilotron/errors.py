@@ -1,0 +1,111 @@
+"""The exception tree. Every error a user can cause names the value that was wrong and what to do about it.
+
+KilotronError
+|-- ConfigError                 (ValueError)         an engine option is unknown, out of range or impossible here
+|-- InvalidRequestError         (ValueError)         one request is wrong; nothing was started, nobody else notices
+|   |-- SamplingParamsError                          a sampling field is unknown or out of range
+|   |-- EmptyPromptError                             a prompt without a single token
+|   |-- TokenOutOfRangeError                         a token id outside the model's vocabulary
+|   |-- PromptTooLongError                           prompt (plus requested tokens) exceeds the context length
+|   `-- RequestNeverFitsError                        the KV cache could not hold the request even when empty
+|-- CheckpointError             (ValueError)         a checkpoint cannot be used
+|   |-- CheckpointNotFoundError (FileNotFoundError)  no such folder, hub id or file
+|   |-- BrokenCheckpointError                        a file or tensor is missing, truncated, mis-shaped or mis-typed
+|   `-- UnknownArchitectureError                     the architecture is not one kilotron implements
+|-- TokenizerError              (ValueError)         tokenizer files are missing, broken or unsupported
+|-- ChatTemplateError           (ValueError)         a chat template failed or refused the messages
+|-- KernelError                 (RuntimeError)       a kernel backend is unknown or cannot run on this machine
+|-- QueueFullError              (RuntimeError)       the waiting queue is at its limit; try again later
+|-- RequestNotFoundError        (KeyError)           no request with this id is known (any more)
+|-- RequestAbortedError         (RuntimeError)       a stream's request was aborted or its deadline passed
+|-- NumericalError              (RuntimeError)       the model gave NaN or Inf for this request
+`-- EngineClosedError           (RuntimeError)       the engine was shut down, or died; says why
+"""
+
+
+class KilotronError(Exception):
+    """Base of everything kilotron raises on purpose."""
+
+
+class ConfigError(KilotronError, ValueError):
+    """An engine option is unknown, out of range, or impossible on this machine."""
+
+
+class InvalidRequestError(KilotronError, ValueError):
+    """A single request is wrong. It was not accepted; all others go on."""
+
+
+class SamplingParamsError(InvalidRequestError):
+    """A sampling field is unknown, has the wrong type, or lies outside its range."""
+
+
+class EmptyPromptError(InvalidRequestError):
+    """The prompt has no token, so there is nothing to continue."""
+
+
+class TokenOutOfRangeError(InvalidRequestError):
+    """A token id is not in the model's vocabulary."""
+
+
+class PromptTooLongError(InvalidRequestError):
+    """The prompt, or prompt plus requested tokens, exceeds the context length."""
+
+
+class RequestNeverFitsError(InvalidRequestError):
+    """The request needs more KV-cache blocks than exist."""
+
+
+class CheckpointError(KilotronError, ValueError):
+    """A checkpoint cannot be used."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """There is no checkpoint at the given place."""
+
+    def __str__(self) -> str:
+        # OSError formats itself from errno and filename; the message is all there is to say.
+        return str(self.args[0]) if self.args else ""
+
+
+class BrokenCheckpointError(CheckpointError):
+    """A file or tensor of a checkpoint is missing, truncated, mis-shaped or mis-typed."""
+
+
+class UnknownArchitectureError(CheckpointError):
+    """The checkpoint's architecture is not implemented."""
+
+
+class TokenizerError(KilotronError, ValueError):
+    """Tokenizer files are missing, broken or unsupported."""
+
+
+class ChatTemplateError(KilotronError, ValueError):
+    """A chat template failed, or refused the messages it was given."""
+
+
+class KernelError(KilotronError, RuntimeError):
+    """A kernel backend is unknown or cannot run here."""
+
+
+class QueueFullError(KilotronError, RuntimeError):
+    """The waiting queue is at its limit."""
+
+
+class RequestNotFoundError(KilotronError, KeyError):
+    """No request with this id is known (any more)."""
+
+    def __str__(self) -> str:
+        # KeyError shows the repr of its argument; a sentence must not come out quoted.
+        return str(self.args[0]) if self.args else ""
+
+
+class RequestAbortedError(KilotronError, RuntimeError):
+    """The request was aborted, or its deadline passed, before it finished."""
+
+
+class NumericalError(KilotronError, RuntimeError):
+    """The model gave NaN or Inf for this request."""
+
+
+class EngineClosedError(KilotronError, RuntimeError):
+    """The engine was shut down or died; the message says which and why."""

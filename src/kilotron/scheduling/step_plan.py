@@ -1,0 +1,84 @@
+"""StepPlan and StepResult: what the scheduler decides for one step and what comes back.
+
+Plain integers and Python values, so that a plan can be sent to other ranks. Knows nothing of tensors.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from kilotron.sampling_params import SamplingParams
+
+
+class ScoreSpan(NamedTuple):
+    """Prompt tokens whose log-probabilities are wanted: the span's tokens from `first` on predict `targets`."""
+
+    first: int
+    """Index within the row's tokens of this step."""
+    targets: list[int]
+
+
+class RowPlan(NamedTuple):
+    """One row of a step: compute `token_ids`, the first of which stands at position `start`."""
+
+    request_id: int
+    slot: int
+    """The row's place in per-request tables, kept while it is admitted."""
+    start: int
+    """Tokens computed before; the position of the first new token."""
+    token_ids: list[int]
+    block_ids: list[int]
+    """Blocks granted for this step, in order of position, to be appended to the row's table."""
+    samples: bool
+    """Whether the last token's logits give a new token."""
+    score: ScoreSpan | None = None
+
+
+class Admission(NamedTuple):
+    """A request enters a slot (again): all that per-slot tables need to know."""
+
+    slot: int
+    request_id: int
+    token_ids: list[int]
+    """Prompt and what was generated before a preemption. Not to be changed."""
+    prompt_length: int
+    cached_block_ids: list[int]
+    """Blocks found in the prefix cache; the row's table starts with them."""
+    sampling_params: SamplingParams
+    seed: int
+    end_ids: frozenset[int]
+    bad_word_ids: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What one step computes. Admissions take effect before the rows."""
+
+    step: int
+    rows: list[RowPlan]
+    admissions: list[Admission] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed in this step."""
+        return sum(len(row.token_ids) for row in self.rows)
+
+
+class TokenScores(NamedTuple):
+    """Log-probabilities of given tokens."""
+
+    log_probs: list[float]
+    top_n: list[dict[int, float]] | None
+    """Most likely ids and the given one, per token; None when not asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one step gave. Lists run over the plan's sampling rows, in order."""
+
+    token_ids: list[int]
+    scores: dict[int, TokenScores] = field(default_factory=dict)
+    """Request id -> score of its new token, where asked."""
+    prompt_scores: dict[int, TokenScores] = field(default_factory=dict)
+    """Request id -> scores of its ScoreSpan's targets."""
+    faults: dict[int, str] = field(default_factory=dict)
+    """Request id -> what went wrong with its row; its token means nothing."""
