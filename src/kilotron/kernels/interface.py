@@ -13,10 +13,36 @@ from torch import Tensor, device, dtype
 
 
 class KVLayer(NamedTuple):
-    """One layer's part of the paged KV cache; both [N, B, G, D]."""
+    """One layer's part of the paged KV cache. The order of the axes N, B, G, D is the backend's."""
 
     keys: Tensor
     values: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVShape:
+    """The size of a paged KV cache."""
+
+    num_layers: int
+    num_blocks: int
+    """Block 0 is the null block: never granted, always zero."""
+    block_size: int
+    num_query_groups: int
+    """Key-value heads (G)."""
+    kv_channels: int
+    """Head size (D)."""
+    dtype: dtype
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block over all layers, keys and values."""
+        per_token = 2 * self.num_layers * self.num_query_groups * self.kv_channels * self.dtype.itemsize
+        return per_token * self.block_size
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the whole cache."""
+        return self.block_bytes * self.num_blocks
 
 
 class AttentionRows(NamedTuple):
@@ -69,6 +95,10 @@ class KernelBackend(Protocol):
         """Where weights, activations and the KV cache live."""
         ...
 
+    def free_memory_bytes(self) -> int:
+        """Memory of the device that is not in use by anyone."""
+        ...
+
     def pack_linear(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
         """Brings a weight [out, in] and bias [out] into the layout `linear` wants."""
         ...
@@ -104,12 +134,20 @@ class KernelBackend(Protocol):
         """
         ...
 
+    def allocate_kv(self, shape: KVShape) -> list[KVLayer]:
+        """The paged cache, one view per layer; the null block is zero, the others need not be."""
+        ...
+
+    def clear_kv_blocks(self, kv_layers: list[KVLayer], block_ids: list[int]) -> None:
+        """Zeroes blocks in all layers, so that nothing an earlier owner left (a NaN, say) can reach the next one."""
+        ...
+
     def append_kv(self, kv: KVLayer, keys: Tensor, values: Tensor, kv_slots: Tensor) -> None:
         """Writes [T, G, D] keys and values at `kv_slots` [T] = block id * B + offset."""
         ...
 
     def plan_attention(self, rows: AttentionRows, block_size: int) -> AttentionPlan:
-        """Everything about a step's rows that all layers share."""
+        """Everything about a step's rows that all layers share; masks come later, per window."""
         ...
 
     def paged_attention(self, query: Tensor, kv: KVLayer, plan: AttentionPlan, options: AttentionOptions) -> Tensor:
@@ -124,12 +162,3 @@ class KernelBackend(Protocol):
         [T, hidden], [T, K] int64, [T, K] float32 -> [T, hidden]; experts are gated with activation `kind`.
         """
         ...
-
-
-class DeviceFacts(NamedTuple):
-    """What a backend knows of the machine it runs on; `config.resolve` turns it into defaults."""
-
-    device: str
-    free_memory_bytes: int
-    num_threads: int
-    supported_dtypes: tuple[dtype, ...]

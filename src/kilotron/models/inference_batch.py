@@ -1,4 +1,4 @@
-"""InferenceBatch: the tensors of one step, all that a model and a controller see of it.
+"""InferenceBatch: the tensors of one step, all that a model sees of it.
 
 Letters: T tokens of the step, all rows concatenated; S rows that sample; P prompt tokens to score.
 """
@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kilotron.kernels.interface import AttentionPlan, KVLayer
-from kilotron.scheduling.step_plan import StepPlan
 
 
 @dataclass(frozen=True, slots=True)
 class InferenceBatch:
     """One step's whole input on one rank."""
 
-    plan: StepPlan
     token_ids: Tensor
     """[T] int64"""
     positions: Tensor

@@ -1,0 +1,132 @@
+"""ReferenceBackend: every kernel operation in plain torch. Correct before fast, and the same on any device."""
+
+from typing import NamedTuple
+
+import psutil
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kilotron.kernels.interface import AttentionOptions, AttentionRows, ExpertWeights, KVLayer, KVShape
+from kilotron.kernels.reference import attention
+from kilotron.kernels.reference.attention import ReferencePlan
+
+# Float32 products of fewer rows take another path through the CPU's matrix library, with another order of
+# summation. Padding to this many rows keeps a row's bits the same alone and in a crowd.
+_FEWEST_FLOAT32_ROWS = 4
+
+
+class ReferenceLinear(NamedTuple):
+    """A weight matrix [out, in] and bias [out] as they are."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+class ReferenceBackend:
+    """`KernelBackend` in plain torch; see `kernels/interface.py` for what each operation means."""
+
+    name = "reference"
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+
+    def free_memory_bytes(self) -> int:
+        """Memory of the device that is not in use by anyone."""
+        if self.device.type == "cuda":
+            return int(torch.cuda.mem_get_info(self.device)[0])
+        return int(psutil.virtual_memory().available)
+
+    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> ReferenceLinear:
+        """Keeps both as they are."""
+        return ReferenceLinear(weight, bias)
+
+    def linear(self, x: Tensor, packed: ReferenceLinear) -> Tensor:
+        """[T, in] -> [T, out]"""
+        num_rows = x.shape[0]
+        if x.dtype == torch.float32 and num_rows < _FEWEST_FLOAT32_ROWS:
+            padded = functional.pad(x, (0, 0, 0, _FEWEST_FLOAT32_ROWS - num_rows))
+            return functional.linear(padded, packed.weight, packed.bias)[:num_rows]
+        return functional.linear(x, packed.weight, packed.bias)
+
+    def embedding(self, token_ids: Tensor, table: Tensor) -> Tensor:
+        """[T] int64, [vocabulary, hidden] -> [T, hidden]"""
+        return table.index_select(0, token_ids)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float, weight_offset: float = 0.0) -> Tensor:
+        """Zhang and Sennrich 2019, in float32."""
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+        if weight_offset:
+            return (wide * (weight.float() + weight_offset)).to(x.dtype)
+        return wide.to(x.dtype) * weight
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
+        """Ba, Kiros and Hinton 2016."""
+        return functional.layer_norm(x, (x.shape[-1],), weight, bias, epsilon)
+
+    def activate(self, x: Tensor, kind: str) -> Tensor:
+        """Element-wise activation by name."""
+        if kind == "gelu_tanh":
+            return functional.gelu(x, approximate="tanh")
+        functions = {"silu": functional.silu, "gelu": functional.gelu, "relu": functional.relu}
+        return functions[kind](x)
+
+    def activate_gated(self, gate_up: Tensor, kind: str) -> Tensor:
+        """[T, 2 * ffn] -> [T, ffn]"""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return self.activate(gate, kind) * up
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Su et al. 2021, half-split layout as in GPT-NeoX; computed in float32."""
+        half = cos.shape[-1]
+        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+        first, second = x[..., :half].float(), x[..., half : 2 * half].float()
+        rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+        if 2 * half == x.shape[-1]:
+            return rotated
+        return torch.cat((rotated, x[..., 2 * half :]), dim=-1)
+
+    def allocate_kv(self, shape: KVShape) -> list[KVLayer]:
+        """One tensor for all: [layers, 2, G, N, B, D]. Only the null block is touched, so memory fills as it is used."""
+        storage = torch.empty(
+            (shape.num_layers, 2, shape.num_query_groups, shape.num_blocks, shape.block_size, shape.kv_channels),
+            dtype=shape.dtype,
+            device=self.device,
+        )
+        storage[:, :, :, 0] = 0
+        return [KVLayer(layer[0], layer[1]) for layer in storage.unbind(0)]
+
+    def clear_kv_blocks(self, kv_layers: list[KVLayer], block_ids: list[int]) -> None:
+        """Zeroes blocks in all layers."""
+        index = torch.tensor(block_ids, device=self.device)
+        for layer in kv_layers:
+            layer.keys.index_fill_(1, index, 0)
+            layer.values.index_fill_(1, index, 0)
+
+    def append_kv(self, kv: KVLayer, keys: Tensor, values: Tensor, kv_slots: Tensor) -> None:
+        """Writes [T, G, D] keys and values at block id * B + offset."""
+        groups, _, _, channels = kv.keys.shape
+        kv.keys.view(groups, -1, channels).index_copy_(1, kv_slots, keys.transpose(0, 1))
+        kv.values.view(groups, -1, channels).index_copy_(1, kv_slots, values.transpose(0, 1))
+
+    def plan_attention(self, rows: AttentionRows, block_size: int) -> ReferencePlan:
+        """Bundles rows of like size."""
+        return attention.plan_attention(rows, block_size, self.device)
+
+    def paged_attention(self, query: Tensor, kv: KVLayer, plan: ReferencePlan, options: AttentionOptions) -> Tensor:
+        """[T, H, D] -> [T, H, D]"""
+        return attention.paged_attention(query, kv, plan, options)
+
+    def mix_experts(
+        self, x: Tensor, weights: ExpertWeights, expert_ids: Tensor, expert_weights: Tensor, kind: str
+    ) -> Tensor:
+        """One product per expert that any token chose; a token's experts are summed in ascending order of id."""
+        result = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        for expert in expert_ids.unique().tolist():
+            tokens, choice = (expert_ids == expert).nonzero(as_tuple=True)
+            hidden = self.linear(x.index_select(0, tokens), ReferenceLinear(weights.gate_up[expert], None))
+            hidden = self.linear(self.activate_gated(hidden, kind), ReferenceLinear(weights.down[expert], None))
+            scale = expert_weights[tokens, choice].unsqueeze(-1)
+            result.index_add_(0, tokens, hidden.float() * scale)
+        return result.to(x.dtype)
