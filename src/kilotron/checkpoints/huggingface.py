@@ -1,0 +1,173 @@
+"""A Hugging Face checkpoint: config.json, generation_config.json and safetensors shards, checked before data is read.
+
+Gives tensors by the names they have in the files. Knows nothing of models, and reads a slice without reading the rest.
+"""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from kilotron.checkpoints.damage import broken, shown
+from kilotron.checkpoints.json_file import read_json_object
+from kilotron.checkpoints.safetensors_file import SafetensorsFile
+from kilotron.checkpoints.safetensors_header import SafetensorsHeader, TensorInfo, read_safetensors_header
+from kilotron.checkpoints.shard_index import INDEX_FILE, MAX_TENSORS, WEIGHTS_FILE, check_shards_exist, read_shard_index
+from kilotron.checkpoints.source_folder import CONFIG_FILE, find_checkpoint_folder
+from kilotron.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["HuggingFaceCheckpoint", "TensorInfo"]
+
+GENERATION_CONFIG_FILE = "generation_config.json"
+
+
+class HuggingFaceCheckpoint:
+    """A checkpoint whose files were all found in order when it was opened. Reads are views; nothing is copied.
+
+    Example:
+        with HuggingFaceCheckpoint.open("Qwen/Qwen3-0.6B") as checkpoint:
+            embedding = checkpoint.read("model.embed_tokens.weight")
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        generation_config: dict[str, Any],
+        headers: list[SafetensorsHeader],
+    ) -> None:
+        self.folder = folder
+        self.config = config
+        self.generation_config = generation_config
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(_merge(headers))
+        self.total_bytes = sum(info.num_bytes for info in self.tensors.values())
+        self._files = {header.file: SafetensorsFile(header) for header in headers}
+
+    @classmethod
+    def open(cls, source: str | Path, *, revision: str | None = None) -> Self:
+        """Opens a folder, or a hub id "owner/name" from the local cache or else the network.
+
+        Raises:
+            CheckpointNotFoundError: there is no such folder, and no such hub id in reach.
+            BrokenCheckpointError: a file is missing, truncated or inconsistent; nothing has been read from any.
+            CheckpointError: it is of another format, or quantised.
+        """
+        folder = find_checkpoint_folder(source, revision=revision)
+        config = read_json_object(folder / CONFIG_FILE)
+        _refuse_quantised(folder, config)
+        generation_file = folder / GENERATION_CONFIG_FILE
+        generation_config = read_json_object(generation_file) if generation_file.exists() else {}
+        if (folder / WEIGHTS_FILE).exists() or not (folder / INDEX_FILE).exists():
+            return cls(folder, config, generation_config, [read_safetensors_header(folder / WEIGHTS_FILE)])
+        file_of_tensor = read_shard_index(folder / INDEX_FILE)
+        shards = sorted(set(file_of_tensor.values()))
+        check_shards_exist(folder / INDEX_FILE, shards)
+        headers = [read_safetensors_header(shard) for shard in shards]
+        checkpoint = cls(folder, config, generation_config, headers)
+        _check_index(file_of_tensor, checkpoint.tensors)
+        return checkpoint
+
+    def require(
+        self, name: str, *, shape: tuple[int, ...] | None = None, dtypes: Collection[str] | None = None
+    ) -> TensorInfo:
+        """What the header says of a tensor, once it agrees with what the model needs. Reads no data.
+
+        Raises:
+            BrokenCheckpointError: it is missing, mis-shaped or mis-typed; names file, tensor, expected and found.
+        """
+        info = self.tensors.get(name)
+        if info is None:
+            raise broken(self.folder, tensor=name, expected="to be in a shard", found=self._nearest(name))
+        if shape is not None and info.shape != shape:
+            raise broken(info.file, tensor=name, expected=f"shape {shape}", found=f"shape {info.shape}")
+        if dtypes is not None and info.dtype not in dtypes:
+            expected = f"dtype {' or '.join(sorted(dtypes))}"
+            raise broken(info.file, tensor=name, expected=expected, found=f"dtype {info.dtype}")
+        return info
+
+    def read(self, name: str) -> "torch.Tensor":
+        """The whole tensor, as a view of its file; it may be written to, which never changes the file.
+
+        Raises:
+            BrokenCheckpointError: there is no such tensor, or its file changed or vanished since `open`.
+            CheckpointError: the checkpoint is closed, or torch has no dtype for the tensor.
+        """
+        info = self.require(name)
+        file = self._files.get(info.file)
+        if file is None:
+            raise CheckpointError(f"{self.folder}: the checkpoint is closed; open it again to read {shown(name)}")
+        return file.read(name)
+
+    def read_slice(self, name: str, index: tuple[slice, ...]) -> "torch.Tensor":
+        """A part of a tensor, as a view: only the pages it touches are ever read. Missing slices mean all of a dim.
+
+        Raises:
+            BrokenCheckpointError: as `read`, or the slice reaches outside the tensor.
+        """
+        info = self.require(name)
+        if len(index) > len(info.shape) or not all(map(_is_inside, index, info.shape)):
+            wanted = ", ".join(f"{part.start}:{part.stop}:{part.step}" for part in index)
+            found = f"shape {info.shape}"
+            raise broken(info.file, tensor=name, expected=f"to hold the slice [{wanted}], step 1", found=found)
+        return self.read(name)[index]
+
+    def close(self) -> None:
+        """Lets go of the files. Tensors already read stay valid."""
+        for file in self._files.values():
+            file.close()
+        self._files = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _nearest(self, name: str) -> str:
+        import difflib
+
+        last_part = name.rpartition(".")[2]
+        likely = [known for known in self.tensors if known.endswith(last_part)][:2000]
+        nearest = difflib.get_close_matches(name, likely, n=1)
+        return f"none; the nearest is {shown(nearest[0])}" if nearest else "none"
+
+
+def _is_inside(part: slice, size: int) -> bool:
+    start, stop = 0 if part.start is None else part.start, size if part.stop is None else part.stop
+    return part.step in (None, 1) and 0 <= start <= stop <= size
+
+
+def _merge(headers: list[SafetensorsHeader]) -> dict[str, TensorInfo]:
+    tensors: dict[str, TensorInfo] = {}
+    for header in headers:
+        for name, info in header.tensors.items():
+            if (first := tensors.setdefault(name, info)) is not info:
+                raise broken(header.file, tensor=name, expected="every tensor in one file", found=f"also {first.file}")
+        if len(tensors) > MAX_TENSORS:
+            raise broken(header.file, expected=f"at most {MAX_TENSORS} tensors in all", found=f"{len(tensors)}")
+    return tensors
+
+
+def _refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
+    inner = [value for value in config.values() if isinstance(value, dict)]  # multimodal: text_config and others
+    for part in (config, *inner):
+        for key in ("quantization_config", "compression_config"):
+            if settings := part.get(key):
+                method = settings.get("quant_method", "unknown") if isinstance(settings, dict) else settings
+                raise CheckpointError(
+                    f"{folder / CONFIG_FILE}: the weights are quantised ({key}: {shown(method)}); this version reads "
+                    "float32, bfloat16 and float16 weights only: use the unquantised checkpoint"
+                )
+
+
+def _check_index(file_of_tensor: dict[str, Path], tensors: Mapping[str, TensorInfo]) -> None:
+    for name, file in file_of_tensor.items():
+        info = tensors.get(name)
+        if info is None or info.file != file:
+            found = "it in no shard" if info is None else f"it in {info.file.name}"
+            raise broken(file, tensor=name, expected="it here, as the index says", found=found)

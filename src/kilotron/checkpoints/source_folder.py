@@ -1,0 +1,129 @@
+"""Turns what a person typed, a path or a hub id, into a Hugging Face checkpoint's folder, or says what to type next.
+
+Knows which files make a checkpoint and what other formats look like; opens none of them.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+from kilotron.checkpoints.damage import broken, shown
+from kilotron.checkpoints.hub_snapshot import CONFIG_FILE, find_hub_snapshot
+from kilotron.errors import CheckpointError, CheckpointNotFoundError
+
+__all__ = ["CONFIG_FILE", "find_checkpoint_folder"]
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+MEGATRON_ENTRY = re.compile(
+    r"latest_checkpointed_iteration\.txt|iter_\d+|release|\.metadata|mp_rank_\d+.*|.*\.distcp|run_config\.yaml"
+)
+MAX_ENTRIES = 10_000  # of a folder looked at for a hint; a wrong path may lead anywhere
+
+
+def find_checkpoint_folder(source: str | Path, *, revision: str | None = None) -> Path:
+    """The local folder of a checkpoint, fetched first if `source` is a hub id and no such path exists here.
+
+    Raises:
+        CheckpointNotFoundError: there is no such folder, and no such hub id in reach.
+        BrokenCheckpointError: the folder has no config.json or no weights.
+        CheckpointError: it is a checkpoint of another format.
+    """
+    text = os.path.expanduser(source)
+    if not text:
+        raise CheckpointNotFoundError("the checkpoint's path is empty; give a folder or a hub id such as owner/name")
+    path = Path(text)
+    if os.path.isdir(path):
+        if revision is not None:
+            raise CheckpointError(f"{path} is a local folder; a revision ({shown(revision)}) goes with a hub id only")
+        folder = path
+    elif os.path.exists(path):
+        raise _explain_file(path)
+    elif HUB_ID.fullmatch(str(source)):
+        folder = find_hub_snapshot(str(source), revision=revision, hint=_similar_folder(path))
+    else:
+        hint = _similar_folder(path) or "give the path of a folder, or a hub id of the form owner/name"
+        raise CheckpointNotFoundError(f"no folder {shown(text)}; {hint}")
+    _refuse_other_formats(folder)
+    return folder
+
+
+def _similar_folder(path: Path) -> str:
+    """Names the folder that was probably meant, or gives nothing."""
+    siblings = [entry for entry in _entries(path.parent) if (path.parent / entry).is_dir()]
+    nearest = difflib.get_close_matches(path.name, siblings, n=1)
+    return f"did you mean {path.parent / nearest[0]}?" if nearest else ""
+
+
+def _entries(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in islice(entries, MAX_ENTRIES))
+    except (OSError, ValueError):  # a hint is not worth a second error
+        return []
+
+
+def _explain_file(path: Path) -> CheckpointError:
+    if path.suffix == ".gguf":
+        return _gguf(path)
+    if path.suffix in PICKLE_ENDINGS:
+        return _pickle(path)
+    return CheckpointError(f"{path} is a file; give the folder with config.json and the weights, such as {path.parent}")
+
+
+def _refuse_other_formats(folder: Path) -> None:
+    entries = _entries(folder)
+    has_weights = any(entry.endswith((".safetensors", ".safetensors.index.json")) for entry in entries)
+    if CONFIG_FILE in entries and has_weights:
+        return
+    if "adapter_config.json" in entries:
+        raise CheckpointError(
+            f"{folder} is a LoRA adapter; this version reads whole models: merge it into its base model first"
+        )
+    if mark := _first(entries, MEGATRON_ENTRY):
+        raise CheckpointError(
+            f"{folder} is a Megatron checkpoint (it has {mark}); this version reads Hugging Face folders "
+            "(config.json and *.safetensors): export it with Megatron-Bridge, AutoBridge.export_ckpt"
+        )
+    if not has_weights:
+        _refuse_other_weights(folder, entries)
+    if CONFIG_FILE not in entries:
+        inner = [entry for entry in entries if (folder / entry / CONFIG_FILE).is_file()]
+        hint = f"; did you mean {folder / inner[0]}?" if inner else ""
+        raise broken(folder / CONFIG_FILE, expected="the model's configuration", found=f"no such file{hint}")
+    found = f"no *.safetensors file among {len(entries)} entries"
+    raise broken(folder, expected="model.safetensors or model.safetensors.index.json", found=found)
+
+
+def _refuse_other_weights(folder: Path, entries: list[str]) -> None:
+    if name := _first(entries, re.compile(r".*\.gguf")):
+        raise _gguf(folder / name)
+    # Trainers leave small pickle files beside good weights; without weights, a pickle file is what there is.
+    if name := _first(entries, re.compile(r".*\.(bin|pt|pth|ckpt|pkl)")):
+        raise _pickle(folder / name)
+
+
+def _first(entries: Iterable[str], pattern: re.Pattern[str]) -> str | None:
+    return next((entry for entry in entries if pattern.fullmatch(entry)), None)
+
+
+def _gguf(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is a GGUF file, which kilotron does not read: use the Hugging Face folder it was made from "
+        "(config.json and *.safetensors)"
+    )
+
+
+def _pickle(path: Path) -> CheckpointError:
+    folder = path.parent
+    script = (
+        "from transformers import AutoModelForCausalLM as M; "
+        f"M.from_pretrained({str(folder)!r}).save_pretrained({str(folder) + '-safetensors'!r})"
+    )
+    return CheckpointError(
+        f"{path} is a pickle file, which kilotron refuses (loading one can run any code): convert it to safetensors "
+        f'with python -c "{script}", in a place where that is safe, and copy the tokenizer files beside the result'
+    )
