@@ -6,7 +6,7 @@ size, N blocks, B tokens in a block, E experts, K experts per token. A backend c
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from torch import Tensor, device, dtype
@@ -78,8 +78,8 @@ class ExpertWeights(NamedTuple):
 
 
 # What a backend made of a weight matrix or of a step's rows; only the backend that made it looks inside.
-type PackedLinear = Any
-type AttentionPlan = Any
+PackedLinear: TypeAlias = Any
+AttentionPlan: TypeAlias = Any
 
 
 class KernelBackend(Protocol):

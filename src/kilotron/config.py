@@ -1,0 +1,217 @@
+"""InferenceConfig: every option of the engine, and `resolve`, which turns "auto" into facts and says why.
+
+Knows the model and the machine only as the numbers in `ModelFacts` and `MachineFacts`.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple, Self
+
+from kilotron.errors import ConfigError
+
+GIB = 1 << 30
+
+_DTYPES: tuple[str, ...] = ("auto", "float32", "bfloat16", "float16")
+_LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs")
+# Share of the free memory that the KV cache takes at most when its size is "auto".
+_FREE_MEMORY_SHARE = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceConfig:
+    """Options of an engine. Names are Megatron's where it has one.
+
+    Raises:
+        ConfigError: an option is out of range; the message names option, value and range.
+    """
+
+    dtype: str = "auto"
+    """Type of weights, activations and KV cache: auto (the checkpoint's), float32, bfloat16 or float16."""
+    device: str = "auto"
+    """Where to run: auto, cpu, or a torch device name."""
+    kernels: str = "auto"
+    """Kernel backend: auto or reference."""
+    num_threads: int | None = None
+    """CPU threads; None leaves torch's own choice."""
+    block_size_tokens: int = 32
+    """Tokens in one KV-cache block."""
+    buffer_size_gb: float | None = None
+    """Size of the KV cache in GiB; None sizes it by need and free memory."""
+    max_requests: int = 256
+    """Most requests that run at once."""
+    max_tokens: int | None = None
+    """Most tokens computed in one step; longer prompts are computed in chunks. None chooses by device."""
+    max_sequence_length: int | None = None
+    """Most tokens of prompt plus output; None takes the model's."""
+    max_logits_tokens: int = 512
+    """Most tokens per step whose logits are kept (new tokens and scored prompt tokens); bounds memory."""
+    max_waiting_requests: int = 200_000
+    """Requests beyond this many waiting ones are refused."""
+    enable_prefix_caching: bool = True
+    """Keep computed blocks and share them between requests that start alike."""
+    enable_chunked_prefill: bool = True
+    """Split long prompts over steps; when off, a prompt longer than `max_tokens` is refused."""
+    aging_steps: int = 256
+    """A waiting request gains one priority level each time it has waited this many steps."""
+    logprobs_mode: str = "raw_logprobs"
+    """raw_logprobs: of the model's logits; processed_logprobs: after temperature and filters."""
+    random_seed: int | None = None
+    """Seeds the draw of seeds for requests that bring none; None takes the system's randomness."""
+
+    def __post_init__(self) -> None:
+        _check_choice("dtype", self.dtype, _DTYPES)
+        _check_choice("logprobs_mode", self.logprobs_mode, _LOGPROBS_MODES)
+        _check_int("block_size_tokens", self.block_size_tokens, 1, 4096)
+        _check_int("max_requests", self.max_requests, 1, 65536)
+        _check_int("max_logits_tokens", self.max_logits_tokens, 1, 1 << 20)
+        _check_int("max_waiting_requests", self.max_waiting_requests, 1, 1 << 31)
+        _check_int("aging_steps", self.aging_steps, 1, 1 << 31)
+        for name, high in (("num_threads", 4096), ("max_tokens", 1 << 24), ("max_sequence_length", 1 << 31)):
+            if getattr(self, name) is not None:
+                _check_int(name, getattr(self, name), 1, high)
+        if self.buffer_size_gb is not None and not 0 < self.buffer_size_gb < 1 << 20:
+            raise ConfigError(f"buffer_size_gb must be above 0, not {self.buffer_size_gb!r}")
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> Self:
+        """Builds from a mapping.
+
+        Raises:
+            ConfigError: an option is unknown (the message offers the nearest one) or out of range.
+        """
+        known = [f.name for f in fields(cls)]
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+                raise ConfigError(f"unknown option {name!r}; {hint}")
+        return cls(**options)
+
+
+class ModelFacts(NamedTuple):
+    """What `resolve` needs to know of a model."""
+
+    dtype: str
+    """The checkpoint's."""
+    max_position_embeddings: int
+    kv_numbers_per_token: int
+    """Key and value numbers of one token over all layers; times the size of the dtype gives bytes."""
+
+
+class MachineFacts(NamedTuple):
+    """What `resolve` needs to know of the machine."""
+
+    device: str
+    device_reason: str
+    free_memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedConfig:
+    """An InferenceConfig without any "auto", and the reason for each value that was decided."""
+
+    options: InferenceConfig
+    dtype: str
+    device: str
+    max_sequence_length: int
+    max_tokens: int
+    num_blocks: int
+    """Blocks of the KV cache, the null block included."""
+    kv_cache_bytes: int
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Option -> why it has its value."""
+
+    def describe(self) -> list[tuple[str, str, str]]:
+        """Rows (option, value, reason) of all that was decided, for people."""
+        values = {
+            "dtype": self.dtype,
+            "device": self.device,
+            "max_sequence_length": f"{self.max_sequence_length}",
+            "max_tokens": f"{self.max_tokens}",
+            "buffer_size_gb": f"{self.kv_cache_bytes / GIB:.3f} ({self.num_blocks} blocks)",
+        }
+        return [(name, value, self.reasons[name]) for name, value in values.items()]
+
+
+def resolve(config: InferenceConfig, model: ModelFacts, machine: MachineFacts) -> ResolvedConfig:
+    """Turns every "auto" into a fact.
+
+    Raises:
+        ConfigError: an option contradicts the model or the machine.
+    """
+    dtype, dtype_reason = (config.dtype, "asked for") if config.dtype != "auto" else (model.dtype, "the checkpoint's")
+    length, length_reason = _resolve_length(config, model)
+    tokens, tokens_reason = _resolve_max_tokens(config, machine)
+    itemsize = 4 if dtype == "float32" else 2
+    block_bytes = model.kv_numbers_per_token * itemsize * config.block_size_tokens
+    blocks, blocks_reason = _resolve_blocks(config, machine, block_bytes, length)
+    return ResolvedConfig(
+        options=replace(config, max_tokens=tokens, max_sequence_length=length),
+        dtype=dtype,
+        device=machine.device,
+        max_sequence_length=length,
+        max_tokens=tokens,
+        num_blocks=blocks,
+        kv_cache_bytes=blocks * block_bytes,
+        reasons={
+            "dtype": dtype_reason,
+            "device": machine.device_reason,
+            "max_sequence_length": length_reason,
+            "max_tokens": tokens_reason,
+            "buffer_size_gb": blocks_reason,
+        },
+    )
+
+
+def _resolve_length(config: InferenceConfig, model: ModelFacts) -> tuple[int, str]:
+    if config.max_sequence_length is None:
+        return model.max_position_embeddings, "the model's"
+    if config.max_sequence_length > model.max_position_embeddings:
+        raise ConfigError(
+            f"max_sequence_length={config.max_sequence_length} exceeds the model's "
+            f"{model.max_position_embeddings} positions; use at most that"
+        )
+    return config.max_sequence_length, "asked for"
+
+
+def _resolve_max_tokens(config: InferenceConfig, machine: MachineFacts) -> tuple[int, str]:
+    if config.max_tokens is not None:
+        return config.max_tokens, "asked for"
+    if machine.device == "cpu":
+        return 1024, "chunks long enough for full matrix speed, short enough to keep other rows moving"
+    return 8192, "chunks that fill an accelerator"
+
+
+def _resolve_blocks(
+    config: InferenceConfig, machine: MachineFacts, block_bytes: int, max_sequence_length: int
+) -> tuple[int, str]:
+    """-> number of blocks, null block included, and why."""
+    blocks_per_request = -(-max_sequence_length // config.block_size_tokens)
+    if config.buffer_size_gb is not None:
+        blocks = int(config.buffer_size_gb * GIB) // block_bytes
+        if blocks < 2:
+            raise ConfigError(
+                f"buffer_size_gb={config.buffer_size_gb} holds {blocks} blocks of {block_bytes} bytes; at least 2 are needed"
+            )
+        return blocks, "asked for"
+    needed = blocks_per_request * config.max_requests + 1
+    affordable = int(machine.free_memory_bytes * _FREE_MEMORY_SHARE) // block_bytes
+    if affordable < 2:
+        raise ConfigError(
+            f"{machine.free_memory_bytes / GIB:.2f} GiB of free memory hold no KV cache; "
+            "free some, or set buffer_size_gb or a smaller block_size_tokens"
+        )
+    if needed <= affordable:
+        return needed, f"enough for {config.max_requests} requests of {max_sequence_length} tokens"
+    return affordable, f"half of the {machine.free_memory_bytes / GIB:.1f} GiB of free memory"
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def _check_int(name: str, value: Any, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ConfigError(f"{name} must be a whole number in [{low}, {high}], not {value!r}")

@@ -1,0 +1,130 @@
+"""Finds computed blocks by what they hold, and names the one to give up when room is needed.
+
+A full block is identified by a SHA-256 chain over its tokens, the chain value of the block before it, and at the
+root the request's salt. Every hit compares the tokens as well, so that a hash is never believed alone. Works on block
+ids; who owns a block is `block_allocator`'s business, which tells this class when a block's last owner leaves and
+when the first comes back.
+
+Order of giving up: among the unowned blocks that no cached block continues (leaves), the one unused longest.
+"""
+
+import hashlib
+import heapq
+from array import array
+from collections.abc import Sequence
+
+
+class _Entry:
+    """A cached block."""
+
+    __slots__ = ("block_id", "chain", "is_owned", "last_used", "num_children", "parent", "parent_entry", "tokens")
+
+    def __init__(
+        self, block_id: int, chain: bytes, parent: bytes, parent_entry: "_Entry | None", tokens: tuple[int, ...]
+    ) -> None:
+        self.block_id = block_id
+        self.chain = chain
+        self.parent = parent
+        self.parent_entry = parent_entry
+        self.tokens = tokens
+        self.num_children = 0
+        self.last_used = 0
+        self.is_owned = True
+
+
+def chain_root(salt: str) -> bytes:
+    """The chain value in front of a request's first block. Different salts never share a block."""
+    return hashlib.sha256(b"kilotron/1:" + salt.encode()).digest()
+
+
+def chain_value(parent: bytes, tokens: Sequence[int]) -> bytes:
+    """The chain value of a block with these tokens after `parent`."""
+    return hashlib.sha256(parent + array("q", tokens).tobytes()).digest()
+
+
+class PrefixCache:
+    """Cached blocks by chain value, with leaf-first least-recently-used eviction."""
+
+    def __init__(self) -> None:
+        self._by_chain: dict[bytes, _Entry] = {}
+        self._by_block: dict[int, _Entry] = {}
+        # (last_used, block id) of leaves; an entry that changed since is stale and skipped when popped.
+        self._leaves: list[tuple[int, int]] = []
+        self._clock = 0
+        self._num_unowned = 0
+
+    @property
+    def num_unowned(self) -> int:
+        """Cached blocks that nobody owns; all of them can be evicted, one by one."""
+        return self._num_unowned
+
+    def __contains__(self, block_id: int) -> bool:
+        return block_id in self._by_block
+
+    def find(self, chain: bytes, parent: bytes, tokens: Sequence[int]) -> int | None:
+        """The block that holds exactly these tokens after `parent`, or None."""
+        entry = self._by_chain.get(chain)
+        if entry is None or entry.parent != parent or entry.tokens != tuple(tokens):
+            return None
+        return entry.block_id
+
+    def insert(self, block_id: int, chain: bytes, parent: bytes, tokens: Sequence[int]) -> bool:
+        """Registers an owned block; False when the same content is registered already (the block stays private)."""
+        if chain in self._by_chain:
+            return False
+        entry = _Entry(block_id, chain, parent, self._by_chain.get(parent), tuple(tokens))
+        self._by_chain[chain] = entry
+        self._by_block[block_id] = entry
+        if entry.parent_entry is not None:
+            entry.parent_entry.num_children += 1
+        return True
+
+    def mark_owned(self, block_id: int) -> None:
+        """The first owner came back to a cached block."""
+        self._by_block[block_id].is_owned = True
+        self._num_unowned -= 1
+
+    def mark_unowned(self, block_ids: Sequence[int]) -> None:
+        """The last owner of these cached blocks left; they count as used just now."""
+        self._clock += 1
+        for block_id in block_ids:
+            entry = self._by_block[block_id]
+            entry.is_owned = False
+            entry.last_used = self._clock
+            self._num_unowned += 1
+            self._offer(entry)
+
+    def evict(self) -> int | None:
+        """Forgets the least recently used unowned leaf and returns its block; None when nothing is unowned."""
+        while self._leaves:
+            last_used, block_id = heapq.heappop(self._leaves)
+            entry = self._by_block.get(block_id)
+            if entry is not None and self._is_leaf(entry) and entry.last_used == last_used:
+                self.forget(block_id)
+                return block_id
+        return None
+
+    def forget(self, block_id: int) -> None:
+        """Drops a block from the cache, owned or not; blocks that continue it can no longer be found."""
+        entry = self._by_block.pop(block_id)
+        del self._by_chain[entry.chain]
+        if not entry.is_owned:
+            self._num_unowned -= 1
+        parent = entry.parent_entry
+        if parent is not None:
+            parent.num_children -= 1
+            if self._by_block.get(parent.block_id) is parent:
+                self._offer(parent)
+
+    def _is_leaf(self, entry: _Entry) -> bool:
+        return not entry.is_owned and entry.num_children == 0
+
+    def _offer(self, entry: _Entry) -> None:
+        if self._is_leaf(entry):
+            heapq.heappush(self._leaves, (entry.last_used, entry.block_id))
+            if len(self._leaves) > 64 + 2 * len(self._by_block):
+                self._drop_stale()
+
+    def _drop_stale(self) -> None:
+        self._leaves = [(e.last_used, e.block_id) for e in self._by_block.values() if self._is_leaf(e)]
+        heapq.heapify(self._leaves)

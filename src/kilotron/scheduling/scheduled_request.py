@@ -1,0 +1,70 @@
+"""ScheduledRequest: what the scheduler knows of one request, waiting or running."""
+
+from kilotron.inference_request import InferenceRequest
+from kilotron.scheduling.prefix_cache import chain_root, chain_value
+
+
+class ScheduledRequest:
+    """A request with its tokens, its blocks and how far it is computed."""
+
+    __slots__ = (
+        "arrival_order",
+        "block_ids",
+        "chains",
+        "is_private",
+        "num_bypassed",
+        "num_computed",
+        "num_registered",
+        "num_scored",
+        "queued_step",
+        "request",
+        "slot",
+        "token_ids",
+    )
+
+    def __init__(self, request: InferenceRequest, *, salt: str, arrival_order: int, queued_step: int) -> None:
+        self.request = request
+        self.arrival_order = arrival_order
+        self.queued_step = queued_step
+        self.token_ids = list(request.prompt_tokens)
+        self.num_computed = 0
+        self.block_ids: list[int] = []
+        self.slot: int | None = None
+        self.chains = [chain_root(salt)]
+        """chains[i + 1] identifies block i; chains[0] is the root."""
+        self.num_registered = 0
+        """Leading blocks that the prefix cache knows as this request's own."""
+        self.is_private = False
+        """Whether it found its content registered by another's block, so that its later blocks must stay private:
+        a cached block's owners own all its ancestors."""
+        self.num_scored = 0
+        """Prompt positions whose log-probabilities were returned."""
+        self.num_bypassed = 0
+        """Requests admitted around this one because it did not fit."""
+
+    @property
+    def importance(self) -> tuple[int, int]:
+        """Sort key; smaller is more important."""
+        return (self.request.sampling_params.priority, self.arrival_order)
+
+    @property
+    def num_wanted(self) -> int:
+        """Tokens known but not computed."""
+        return len(self.token_ids) - self.num_computed
+
+    def chain(self, num_blocks: int, block_size: int) -> bytes:
+        """The chain value after the first `num_blocks` full blocks."""
+        while len(self.chains) <= num_blocks:
+            index = len(self.chains) - 1
+            tokens = self.token_ids[index * block_size : (index + 1) * block_size]
+            self.chains.append(chain_value(self.chains[-1], tokens))
+        return self.chains[num_blocks]
+
+    def rewind(self) -> list[int]:
+        """Forgets all computation; returns the blocks it owned."""
+        block_ids, self.block_ids = self.block_ids, []
+        self.num_computed = 0
+        self.num_registered = 0
+        self.is_private = False
+        self.slot = None
+        return block_ids

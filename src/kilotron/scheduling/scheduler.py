@@ -1,0 +1,341 @@
+"""Scheduler: decides at each step which requests run, on how many tokens and in which blocks.
+
+Pure: integers in, StepPlan out. Time comes in as an argument. Running requests go first, in order of importance
+(priority, then arrival); then waiting ones are admitted while slots, tokens and blocks last. When blocks run out,
+the least important running request loses its own and is computed again later, mostly from the prefix cache.
+"""
+
+import heapq
+from bisect import insort
+from collections.abc import Collection, Sequence
+
+from kilotron.errors import QueueFullError, RequestNeverFitsError
+from kilotron.inference_request import InferenceRequest, Status
+from kilotron.scheduling.block_allocator import DynamicBlockAllocator
+from kilotron.scheduling.preemption import choose_victim
+from kilotron.scheduling.prefix_cache import PrefixCache
+from kilotron.scheduling.scheduled_request import ScheduledRequest
+from kilotron.scheduling.step_plan import Admission, RowPlan, StepPlan, StepResult
+from kilotron.scheduling.step_planner import SchedulerLimits, StepBudget, blocks_missing, plan_row
+from kilotron.scheduling.waiting_queue import WaitingQueue
+
+# Waiting requests looked at behind one that does not fit (or waits for a block that is being computed), and how often
+# one may be passed by before nobody is admitted ahead of it any more.
+_MOST_CANDIDATES = 64
+_MOST_BYPASSES = 64
+
+
+class Scheduler:
+    """Holds every unfinished request and the KV blocks they own."""
+
+    def __init__(self, limits: SchedulerLimits, num_blocks: int) -> None:
+        self.limits = limits
+        self.allocator = DynamicBlockAllocator(num_blocks, PrefixCache())
+        self.waiting = WaitingQueue(limits.aging_steps)
+        self.running: list[ScheduledRequest] = []
+        """In order of importance."""
+        self.step = 0
+        self.num_preemptions = 0
+        self._requests: dict[int, ScheduledRequest] = {}
+        self._free_slots = list(range(limits.max_requests - 1, -1, -1))
+        self._deadlines: list[tuple[float, int]] = []
+        # Chain values of prompt blocks that a running request is going to register: who else needs such a block
+        # had better wait a step than compute it twice.
+        self._expected: dict[bytes, int] = {}
+        self._num_arrived = 0
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests waiting or running."""
+        return len(self._requests)
+
+    def check_admissible(self, request: InferenceRequest) -> None:
+        """Says at once when a request can never run.
+
+        Raises:
+            RequestNeverFitsError: it needs more blocks, or a longer chunk, than there are.
+            QueueFullError: too many requests wait already.
+        """
+        limits = self.limits
+        # The last token generated is never computed.
+        num_positions = request.prompt_length + max(request.max_generated - 1, 0)
+        num_blocks = -(-num_positions // limits.block_size)
+        if num_blocks > self.allocator.num_blocks - 1:
+            raise RequestNeverFitsError(
+                f"request {request.request_id} may need {num_blocks} KV blocks ({num_positions} tokens) but the cache has "
+                f"{self.allocator.num_blocks - 1}; ask for fewer tokens or raise buffer_size_gb"
+            )
+        if not limits.enable_chunked_prefill and request.prompt_length > limits.max_tokens:
+            raise RequestNeverFitsError(
+                f"request {request.request_id} has {request.prompt_length} prompt tokens, more than max_tokens="
+                f"{limits.max_tokens}; enable chunked prefill or raise max_tokens"
+            )
+        if len(self.waiting) >= limits.max_waiting_requests:
+            raise QueueFullError(f"{len(self.waiting)} requests wait already (max_waiting_requests); try again later")
+
+    def add_request(self, request: InferenceRequest) -> None:
+        """Takes in a request that `check_admissible` let pass."""
+        # Without prefix caching only the n continuations of one prompt share blocks.
+        salt = request.cache_salt
+        if not self.limits.enable_prefix_caching:
+            salt = f"{salt}/{request.choices[0].request_id if request.choices else request.request_id}"
+        item = ScheduledRequest(request, salt=salt, arrival_order=self._num_arrived, queued_step=self.step)
+        self._num_arrived += 1
+        self._requests[request.request_id] = item
+        self.waiting.append(item)
+        if request.deadline is not None:
+            heapq.heappush(self._deadlines, (request.deadline, request.request_id))
+
+    def abort(self, request_id: int) -> bool:
+        """Forgets a request in whatever state; False when there is none. Not between plan and resolve of a step."""
+        item = self._requests.pop(request_id, None)
+        if item is None:
+            return False
+        if item.slot is None:
+            self.waiting.remove(item)
+        else:
+            self._stop(item)
+        return True
+
+    def take_expired(self, now: float) -> list[InferenceRequest]:
+        """Forgets and returns the requests whose deadline has passed."""
+        expired = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, request_id = heapq.heappop(self._deadlines)
+            item = self._requests.get(request_id)
+            if item is not None:
+                expired.append(item.request)
+                self.abort(request_id)
+        return expired
+
+    def plan_step(self, now: float) -> StepPlan | None:
+        """Decides the next step; None when nothing is to do. `now` stamps first admissions."""
+        if not self._requests:
+            return None
+        self.step += 1
+        budget = StepBudget(self.limits, len(self.running))
+        rows = self._plan_running(budget)
+        admissions = self._admit(budget, rows, now)
+        return StepPlan(self.step, rows, admissions)
+
+    def resolve_step(self, plan: StepPlan, result: StepResult, ended: Collection[int]) -> None:
+        """Takes in what a step gave: new tokens of the rows that sampled, and the requests that ended by it."""
+        block_size = self.limits.block_size
+        tokens = iter(result.token_ids)
+        for row in plan.rows:
+            item = self._requests[row.request_id]
+            before = item.num_computed
+            item.num_computed = before + len(row.token_ids)
+            is_faulty = row.request_id in result.faults
+            if before // block_size != item.num_computed // block_size and not is_faulty:
+                self._register(item)
+            if row.score is not None:
+                item.num_scored = row.start + row.score.first + len(row.score.targets)
+            if row.samples:
+                item.token_ids.append(next(tokens))
+            if row.request_id in ended:
+                del self._requests[row.request_id]
+                self._stop(item, is_faulty=is_faulty)
+            elif row.samples:
+                item.request.status = Status.ACTIVE_AND_GENERATING_TOKENS
+
+    def check_ledger(self) -> list[str]:
+        """What is wrong with the books; empty when all is well."""
+        problems = self.allocator.check_ledger([item.block_ids for item in self._requests.values()])
+        slots = sorted(self._free_slots + [item.slot for item in self.running if item.slot is not None])
+        if slots != list(range(self.limits.max_requests)):
+            problems.append("slots are lost or given twice")
+        if len(self.waiting) + len(self.running) != len(self._requests):
+            problems.append(f"{len(self.waiting)} wait + {len(self.running)} run != {len(self._requests)} unfinished")
+        if not self.running and self._expected:
+            problems.append("blocks are expected of nobody")
+        return problems
+
+    def _plan_running(self, budget: StepBudget) -> list[RowPlan]:
+        rows: list[RowPlan] = []
+        block_size = self.limits.block_size
+        index = 0
+        while index < len(self.running):
+            item = self.running[index]
+            index += 1
+            budget.rows_to_come = len(self.running) - index
+            length = budget.chunk_length(item)
+            if length == 0:
+                continue
+            granted = self._grant(item, blocks_missing(item, length, block_size))
+            if granted is None:
+                # It was itself the least important and is waiting again; so it was the last in the list.
+                break
+            item.block_ids += granted
+            row = plan_row(item, length, granted)
+            budget.spend(row)
+            rows.append(row)
+        budget.rows_to_come = 0
+        return rows
+
+    def _grant(self, item: ScheduledRequest, count: int) -> list[int] | None:
+        """Blocks for a running request, taken from the least important ones if need be; None if that is itself."""
+        if count <= 0:
+            return []
+        while True:
+            granted = self.allocator.allocate(count)
+            if granted is not None:
+                return granted
+            victim = choose_victim(self.running)
+            self._preempt(victim)
+            if victim is item:
+                return None
+
+    def _preempt(self, item: ScheduledRequest) -> None:
+        self._stop(item)
+        item.request.status = Status.ACTIVE_BUT_NOT_GENERATING_TOKENS
+        item.request.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.put_back(item)
+
+    def _admit(self, budget: StepBudget, rows: list[RowPlan], now: float) -> list[Admission]:
+        """Lets waiting requests run, appending their rows."""
+        admissions: list[Admission] = []
+        if not len(self.waiting) or not self._free_slots:
+            return admissions
+        admitted: list[ScheduledRequest] = []
+        passed: list[ScheduledRequest] = []
+        num_waiting_for_prefix = 0
+        for item in self.waiting.in_order(self.step):
+            if not self._free_slots or budget.is_spent or len(passed) + num_waiting_for_prefix >= _MOST_CANDIDATES:
+                break
+            cached = self._find_cached(item)
+            if self._is_expected(item, len(cached)):
+                num_waiting_for_prefix += 1
+                continue
+            row = self._try_start(item, cached, budget)
+            if row is None:
+                passed.append(item)
+                if item.num_bypassed >= _MOST_BYPASSES:
+                    break
+                continue
+            for bypassed in passed:
+                bypassed.num_bypassed += 1
+            admitted.append(item)
+            rows.append(row)
+            admissions.append(self._admission(item, cached))
+        for item in admitted:
+            self.waiting.remove(item)
+            insort(self.running, item, key=_importance)
+            if item.request.timings.admitted is None:
+                item.request.timings.admitted = now
+        return admissions
+
+    def _try_start(self, item: ScheduledRequest, cached: list[int], budget: StepBudget) -> RowPlan | None:
+        """Gives a waiting request slot and blocks for its first chunk; None, and no change, if it does not fit."""
+        limits = self.limits
+        item.block_ids = cached
+        item.num_computed = len(cached) * limits.block_size
+        length = budget.chunk_length(item)
+        if length < item.num_wanted and not limits.enable_chunked_prefill:
+            item.rewind()
+            return None
+        self.allocator.share(cached)
+        granted = self._allocate_for_newcomer(blocks_missing(item, length, limits.block_size))
+        if granted is None:
+            self.allocator.free(item.rewind())
+            return None
+        if item.request.timings.admitted is None:
+            item.request.num_cached_tokens = item.num_computed
+        item.slot = self._free_slots.pop()
+        item.num_registered = len(cached)
+        item.block_ids = cached + granted
+        self._expect(item)
+        item.request.status = Status.ACTIVE_BUT_NOT_GENERATING_TOKENS
+        row = plan_row(item, length, granted)
+        budget.spend(row)
+        return row
+
+    def _allocate_for_newcomer(self, count: int) -> list[int] | None:
+        """Leaves one block per running request, so that a newcomer is not stopped again at the next step."""
+        if self.running and count + len(self.running) > self.allocator.num_available:
+            return None
+        return self.allocator.allocate(count)
+
+    def _admission(self, item: ScheduledRequest, cached: list[int]) -> Admission:
+        request = item.request
+        if item.slot is None:
+            raise RuntimeError(f"request {request.request_id} was admitted without a slot")
+        return Admission(
+            item.slot,
+            request.request_id,
+            item.token_ids,
+            request.prompt_length,
+            cached,
+            request.sampling_params,
+            request.seed,
+            request.end_ids,
+            request.bad_word_ids,
+        )
+
+    def _find_cached(self, item: ScheduledRequest) -> list[int]:
+        """Blocks that hold the request's first tokens. At least one token is left to compute, and so are prompt
+        tokens whose log-probabilities are still to come."""
+        block_size = self.limits.block_size
+        usable = len(item.token_ids) - 1
+        if item.request.sampling_params.wants_prompt_log_probs and item.num_scored < item.request.prompt_length - 1:
+            usable = min(usable, item.num_scored)
+        found = []
+        for index in range(usable // block_size):
+            tokens = item.token_ids[index * block_size : (index + 1) * block_size]
+            chain = item.chain(index + 1, block_size)
+            block_id = self.allocator.cache.find(chain, item.chains[index], tokens)
+            if block_id is None:
+                break
+            found.append(block_id)
+        return found
+
+    def _is_expected(self, item: ScheduledRequest, num_cached: int) -> bool:
+        """Whether a running request is about to compute the next block this one needs."""
+        block_size = self.limits.block_size
+        if not self._expected or (num_cached + 1) * block_size >= len(item.token_ids):
+            return False
+        if item.request.sampling_params.wants_prompt_log_probs:
+            return False
+        return item.chain(num_cached + 1, block_size) in self._expected
+
+    def _expect(self, item: ScheduledRequest) -> None:
+        block_size = self.limits.block_size
+        for index in range(item.num_registered, len(item.token_ids) // block_size):
+            self._expected.setdefault(item.chain(index + 1, block_size), item.request.request_id)
+
+    def _unexpect(self, item: ScheduledRequest, chains: Sequence[bytes]) -> None:
+        if self._expected:
+            for chain in chains:
+                if self._expected.get(chain) == item.request.request_id:
+                    del self._expected[chain]
+
+    def _register(self, item: ScheduledRequest) -> None:
+        """Makes newly full blocks findable."""
+        block_size = self.limits.block_size
+        full = item.num_computed // block_size
+        while item.num_registered < full and not item.is_private:
+            index = item.num_registered
+            tokens = item.token_ids[index * block_size : (index + 1) * block_size]
+            chain = item.chain(index + 1, block_size)
+            if self.allocator.cache.insert(item.block_ids[index], chain, item.chains[index], tokens):
+                item.num_registered += 1
+                self._unexpect(item, (chain,))
+            else:
+                item.is_private = True
+                self._unexpect(item, item.chains)
+
+    def _stop(self, item: ScheduledRequest, *, is_faulty: bool = False) -> None:
+        """Takes a running request's slot and blocks."""
+        self.running.remove(item)
+        if item.slot is not None:
+            self._free_slots.append(item.slot)
+        self._unexpect(item, item.chains)
+        if is_faulty:
+            self.allocator.discard(item.rewind())
+        else:
+            self.allocator.free(item.rewind())
+
+
+def _importance(item: ScheduledRequest) -> tuple[int, int]:
+    return item.importance
