@@ -1,0 +1,87 @@
+"""Probabilities as 44-bit fixed-point integers, their sums, and the draw by inverse cumulative distribution.
+
+Integer sums are exact. So neither the width of a list, nor the number of threads, nor the order in which a device
+adds can change a bit of a result; torch's float sum of one long row, for comparison, changes with the threads.
+Letters: R rows, V (padded) vocabulary, C columns of any list of candidates.
+
+An *exponent* is (logit - greatest logit of the row) * log2(e) / temperature: at most 0, float32. A token's *weight* is
+2**exponent in units of 2**-44, rounded down; tokens less likely than 2**-44 of the most likely one are never drawn.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+WEIGHT_BITS = 44
+# Sums must stay below 2**63.
+MAX_VOCABULARY = 2**19 - 1
+LOG2_E = math.log2(math.e)
+
+_BLOCK = 64
+
+
+def max_of_rows(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """[R, V] -> greatest logit and its lowest id, [R] each. A row that holds NaN gives NaN.
+
+    Two levels, because torch's max with indices costs seven times its max without (128k columns, one core).
+    """
+    num_tokens = logits.shape[1]
+    body = num_tokens - num_tokens % _BLOCK
+    block_best = logits[:, :body].unflatten(1, (-1, _BLOCK)).amax(2)
+    if body < num_tokens:
+        block_best = torch.cat([block_best, logits[:, body:].amax(1, keepdim=True)], dim=1)
+    columns = block_best.argmax(1, keepdim=True) * _BLOCK + torch.arange(_BLOCK, device=logits.device)
+    # The last block may be short: its last column then stands in several times, and the first of equals wins.
+    best, within = logits.gather(1, columns.clamp_(max=num_tokens - 1)).max(1, keepdim=True)
+    return best.squeeze(1), columns.gather(1, within).squeeze(1)
+
+
+def to_exponents(logits: Tensor, best: Tensor, scale: Tensor | float = LOG2_E) -> Tensor:
+    """[R, V] logits, [R] their maxima, [R, 1] or one log2(e) / temperature -> [R, V] exponents."""
+    return (logits - best[:, None]).mul_(scale)
+
+
+def to_weights(exponents: Tensor) -> Tensor:
+    """[R, C] float32 -> [R, C] int64"""
+    # exp2, because torch's exp is three times slower, and thirty times where results underflow.
+    return torch.exp2(exponents).mul_(2.0**WEIGHT_BITS).to(torch.int64)
+
+
+def sum_weights(exponents: Tensor, thresholds: Tensor | None = None) -> Tensor:
+    """Total weight of the tokens whose exponents reach their row's threshold; [R] int64."""
+    weights = to_weights(exponents)
+    if thresholds is not None:
+        weights.mul_(exponents >= thresholds[:, None])
+    return weights.sum(1)
+
+
+def draw(exponents: Tensor, thresholds: Tensor, uniforms: Tensor) -> Tensor:
+    """One token id per row, among those whose exponents reach the threshold, in order of ids.
+
+    [R, V] exponents, [R] float32 thresholds, [R] float64 in [0, 1) -> [R] int64
+    """
+    num_rows, num_tokens = exponents.shape
+    num_blocks = -(-num_tokens // _BLOCK)
+    weights = torch.empty(num_rows, num_blocks * _BLOCK, dtype=torch.int64, device=exponents.device)
+    weights[:, num_tokens:] = 0
+    scaled = torch.exp2(exponents).mul_(2.0**WEIGHT_BITS)
+    weights[:, :num_tokens] = scaled.mul_(exponents >= thresholds[:, None])
+    blocks = weights.view(num_rows, num_blocks, _BLOCK)
+    block_sums = blocks.sum(2)
+    cumulative = block_sums.cumsum(1)
+    targets = find_targets(cumulative[:, -1], uniforms)
+    block = locate(cumulative, targets)
+    before = (cumulative - block_sums).gather(1, block[:, None]).squeeze(1)
+    chosen = blocks[torch.arange(num_rows, device=exponents.device), block].cumsum(1)
+    return block * _BLOCK + locate(chosen, targets - before)
+
+
+def find_targets(totals: Tensor, uniforms: Tensor) -> Tensor:
+    """How much weight lies before the drawn point, at least; [R] int64, below the total."""
+    return torch.minimum((uniforms * totals.to(torch.float64)).to(torch.int64), totals - 1)
+
+
+def locate(cumulative: Tensor, targets: Tensor) -> Tensor:
+    """First column whose cumulative weight exceeds the row's target; [R, C], [R] -> [R] int64."""
+    return (cumulative <= targets[:, None]).sum(1)

@@ -1,0 +1,81 @@
+"""Log-probabilities of given tokens and of the most likely ones.
+
+One function for generated tokens and for prompts: what `score` says of a text is bit for bit what `generate` said.
+Letters: N rows, V padded vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kilotron.sampling.exact_weights import WEIGHT_BITS, max_of_rows, sum_weights, to_exponents
+
+# Bounds the temporary tensors (24 bytes per element); buffers of this size are reused by the allocator.
+_CHUNK_ELEMENTS = 2**21
+
+
+def score_tokens(
+    logits: Tensor, targets: Sequence[int], top_n: int, vocab_size: int
+) -> tuple[list[float], list[dict[int, float]] | None]:
+    """Log-softmax of each row at its target, and of its `top_n` most likely tokens.
+
+    Args:
+        logits: [N, V] float; columns from `vocab_size` on are padding and count as impossible.
+        targets: one token id per row.
+        top_n: how many most likely tokens to list; 0 for none.
+        vocab_size: number of real tokens.
+
+    Returns:
+        The targets' log-probs, float32 values: -inf where a token is impossible, NaN where the row has NaN or +Inf
+        (then the caller fails its request). And with `top_n`, per row, id -> log-prob, the most likely first and of
+        equals the lowest id first; impossible tokens are left out; the target is always in, with the same float.
+    """
+    log_probs: list[float] = []
+    listed: list[dict[int, float]] = []
+    rows_per_chunk = max(1, _CHUNK_ELEMENTS // logits.shape[1])
+    for start in range(0, len(targets), rows_per_chunk):
+        chunk = logits[start : start + rows_per_chunk, :vocab_size].float()
+        chunk_targets = targets[start : start + rows_per_chunk]
+        best, _ = max_of_rows(chunk)
+        # Rows of NaN or +Inf: their sums are undefined, so they are put right at the end.
+        is_sound = torch.isfinite(best)
+        totals = sum_weights(to_exponents(chunk, best)).to(torch.float64) * 2.0**-WEIGHT_BITS
+        log_sums = torch.where(is_sound, totals.log(), torch.nan)
+        columns = torch.tensor(chunk_targets, dtype=torch.int64, device=logits.device)[:, None]
+        scores = _score(chunk.gather(1, columns), best, log_sums).squeeze(1).tolist()
+        log_probs += scores
+        if top_n:
+            ids, values = _list_top(chunk, top_n)
+            top_scores = _score(values, best, log_sums).tolist()
+            rows = zip(ids.tolist(), top_scores, chunk_targets, scores, strict=True)
+            listed += [_combine(*row) for row in rows]
+    return log_probs, listed if top_n else None
+
+
+def _score(logits: Tensor, best: Tensor, log_sums: Tensor) -> Tensor:
+    """[N, C] logits of some tokens -> [N, C] float32 log-probs."""
+    return ((logits - best[:, None]).to(torch.float64) - log_sums[:, None]).to(torch.float32)
+
+
+def _list_top(logits: Tensor, top_n: int) -> tuple[Tensor, Tensor]:
+    """Ids and logits [N, top_n] of the greatest logits; of equals at the end of the list, the lowest ids."""
+    num_tokens = logits.shape[1]
+    top_n = min(top_n, num_tokens)
+    values, ids = torch.topk(logits, min(top_n + 1, num_tokens))
+    if values.shape[1] > top_n:
+        # torch does not say which of several equals it lists; where that matters, all of them are looked at.
+        is_ambiguous = (values[:, top_n - 1] == values[:, top_n]) & torch.isfinite(values[:, top_n])
+        for row in np.flatnonzero(is_ambiguous.cpu().numpy()).tolist():
+            reaching = torch.nonzero(logits[row] >= values[row, top_n]).squeeze(1)
+            order = torch.sort(logits[row, reaching], descending=True, stable=True).indices[:top_n]
+            ids[row, :top_n] = reaching[order]
+    return ids[:, :top_n], values[:, :top_n]
+
+
+def _combine(ids: list[int], scores: list[float], target: int, target_score: float) -> dict[int, float]:
+    pairs = sorted((-score, token_id) for token_id, score in zip(ids, scores, strict=True) if score > -np.inf)
+    top = {token_id: -negated for negated, token_id in pairs}
+    top[target] = target_score
+    return top

@@ -1,0 +1,180 @@
+"""One token per row out of logits.
+
+Order of what is done to a row: [raw log-probs are taken here] allowed ids, logit bias, minimum length, bad words,
+penalties (repetition over prompt and output, then frequency and presence over output), temperature, min-p, top-k,
+top-p [processed log-probs are taken here], draw. A greedy row (temperature 0 or top-k 1) takes the greatest logit after
+the penalties, of equals the lowest id; temperature and what follows do not touch it, nor its processed log-probs.
+
+A row's token is a function of its logits, parameters, seed and position alone. See `exact_weights` for how.
+Letters: R rows, V padded vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kilotron.errors import ConfigError
+from kilotron.sampling.exact_weights import LOG2_E, draw, max_of_rows, to_exponents
+from kilotron.sampling.log_probs import score_tokens
+from kilotron.sampling.logits_filters import Truncation, draw_truncated
+from kilotron.sampling.random_uniform import uniforms
+from kilotron.sampling.row_edits import apply_edits
+from kilotron.sampling.sampling_table import RowFlags, SamplingTable
+
+LogprobsMode = Literal["raw_logprobs", "processed_logprobs"]
+
+# Bounds the temporary tensors (16 bytes per element); buffers of this size are reused by the allocator.
+_CHUNK_ELEMENTS = 2**21
+_LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs")
+
+
+class SampledTokens(NamedTuple):
+    """What one call gave; the lists have one entry per row."""
+
+    token_ids: list[int]
+    log_probs: list[float | None]
+    """Of the sampled tokens; None where not asked."""
+    top_n: list[dict[int, float] | None]
+    """Most likely ids and the sampled one; None where not asked."""
+    faults: dict[int, str]
+    """Row -> what is wrong with it. Its token id means nothing, its log-probs are None."""
+
+
+class Sampler:
+    """Samples from logits as the rows' slots in the table say.
+
+    Args:
+        table: parameters of the slots.
+        logprobs_mode: "raw_logprobs" reports the model's own log-probs, "processed_logprobs" those after all filters.
+    """
+
+    def __init__(self, table: SamplingTable, *, logprobs_mode: LogprobsMode = "raw_logprobs") -> None:
+        if logprobs_mode not in _LOGPROBS_MODES:
+            raise ConfigError(f"logprobs_mode must be one of {', '.join(_LOGPROBS_MODES)}, not {logprobs_mode!r}")
+        self._table = table
+        self._scores_raw = logprobs_mode == "raw_logprobs"
+
+    def sample(self, logits: Tensor, slots: Sequence[int], positions: Sequence[int]) -> SampledTokens:
+        """One token per row.
+
+        Args:
+            logits: [R, V] float32; may be overwritten.
+            slots: each row's slot in the table.
+            positions: the absolute position at which each row's new token will stand.
+        """
+        columns = self._table.read(slots)
+        step = _Step(logits, columns, slots, positions)
+        if not len(slots):
+            return step.result()
+        logits[:, self._table.vocab_size :] = -torch.inf
+        step.take_greatest()
+        flags = int(np.bitwise_or.reduce(columns["flags"]))
+        if not flags:
+            return step.result()
+        if flags & RowFlags.EDITED:
+            step.edit(self._table, keeps_raw=self._scores_raw)
+        if flags & RowFlags.RANDOM:
+            step.draw(writes_processed=not self._scores_raw and bool(flags & RowFlags.SCORED))
+        if flags & RowFlags.SCORED:
+            step.score(self._table.vocab_size)
+        return step.result()
+
+
+class _Step:
+    """The rows of one call on their way from logits to tokens."""
+
+    def __init__(self, logits: Tensor, columns: np.ndarray, slots: Sequence[int], positions: Sequence[int]) -> None:
+        self._logits = logits
+        self._columns = columns
+        self._slots = slots
+        self._positions = positions
+        self._best = logits[:0, 0]
+        self._raw: tuple[Tensor, Tensor] | None = None
+        self._token_ids = np.zeros(len(slots), dtype=np.int64)
+        self._log_probs: list[float | None] = [None] * len(slots)
+        self._top_n: list[dict[int, float] | None] = [None] * len(slots)
+        self._faults: dict[int, str] = {}
+
+    def result(self) -> SampledTokens:
+        return SampledTokens(self._token_ids.tolist(), self._log_probs, self._top_n, self._faults)
+
+    def take_greatest(self) -> None:
+        """Greedy tokens of all rows; rows with NaN or +Inf, or without any finite logit, are faults."""
+        self._best, ids = max_of_rows(self._logits)
+        self._token_ids = torch.where(torch.isfinite(self._best), ids, -1).cpu().numpy()
+        for row in np.flatnonzero(self._token_ids < 0).tolist():
+            self._token_ids[row] = 0
+            self._faults[row] = f"the model's logits are not finite (their maximum is {self._best[row].item()})"
+
+    def edit(self, table: SamplingTable, *, keeps_raw: bool) -> None:
+        """Applies the sparse edits; a row that has nothing left is a fault. On demand keeps what scoring must see."""
+        rows = self._rows_with(RowFlags.EDITED)
+        if not len(rows):
+            return
+        if keeps_raw:
+            scored = self._send(self._rows_with(RowFlags.EDITED | RowFlags.SCORED))
+            self._raw = scored, self._logits[scored]
+        numbers = rows.tolist()
+        edits = [table.edits_of(self._slots[row]) for row in numbers]
+        apply_edits(self._logits, numbers, edits, [self._positions[row] for row in numbers])
+        index = self._send(rows)
+        best, ids = max_of_rows(self._logits[index])
+        self._best[index] = best
+        self._token_ids[rows] = ids.cpu().numpy()
+        for row in rows[~torch.isfinite(best).cpu().numpy()].tolist():
+            self._token_ids[row] = 0
+            self._faults[row] = (
+                "no token is left to choose from: the sampling parameters forbid every possible one "
+                f"(greatest logit after all filters: {self._best[row].item()})"
+            )
+
+    def draw(self, *, writes_processed: bool) -> None:
+        """Draws the tokens of the rows that are not greedy, and on demand writes their processed logits."""
+        rows = self._rows_with(RowFlags.RANDOM)
+        is_truncated = (self._columns["flags"][rows] & RowFlags.TRUNCATED) > 0
+        size = max(1, _CHUNK_ELEMENTS // self._logits.shape[1])
+        for group in (rows[~is_truncated], rows[is_truncated]):
+            for start in range(0, len(group), size):
+                self._draw_chunk(group[start : start + size], writes_processed=writes_processed)
+
+    def _draw_chunk(self, rows: np.ndarray, *, writes_processed: bool) -> None:
+        columns = self._columns[rows]
+        index = self._send(rows)
+        numbers = self._send(uniforms(columns["seed"], np.asarray(self._positions, dtype=np.int64)[rows]))
+        exponents = to_exponents(self._logits[index], self._best[index], self._send(columns["scale"])[:, None])
+        thresholds = self._send(columns["min_exponent"])
+        if columns["flags"][0] & RowFlags.TRUNCATED:
+            limits = Truncation(self._send(columns["top_k"]), self._send(columns["top_p"]))
+            tokens, thresholds = draw_truncated(exponents, thresholds, limits, numbers)
+        else:
+            tokens = draw(exponents, thresholds, numbers)
+        self._token_ids[rows] = tokens.cpu().numpy()
+        if writes_processed:
+            kept = torch.where(exponents >= thresholds[:, None], exponents, -torch.inf)
+            self._logits[index] = kept.mul_(1.0 / LOG2_E)
+
+    def score(self, vocab_size: int) -> None:
+        """Log-probs of the sampled tokens, in groups of equal `top_n`."""
+        if self._raw is not None:
+            index, raw = self._raw
+            self._logits[index] = raw
+        rows = self._rows_with(RowFlags.SCORED)
+        for top_n in np.unique(self._columns["top_n"][rows]).tolist():
+            group = rows[self._columns["top_n"][rows] == top_n]
+            chosen = self._logits if len(group) == len(self._logits) else self._logits[self._send(group)]
+            log_probs, listed = score_tokens(chosen, self._token_ids[group].tolist(), top_n, vocab_size)
+            for place, row in enumerate(group.tolist()):
+                self._log_probs[row] = log_probs[place]
+                self._top_n[row] = listed[place] if listed else None
+
+    def _rows_with(self, flags: RowFlags) -> np.ndarray:
+        """Rows that have all the flags and no fault."""
+        has_flag = (self._columns["flags"] & flags) == flags
+        has_flag[list(self._faults)] = False
+        return np.flatnonzero(has_flag)
+
+    def _send(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self._logits.device)

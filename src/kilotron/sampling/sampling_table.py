@@ -1,0 +1,134 @@
+"""Per-slot sampling parameters as columns, filled at admission and read every step. Knows nothing of logits."""
+
+from collections.abc import Sequence
+from enum import IntFlag
+
+import numpy as np
+import torch
+
+from kilotron.errors import ConfigError
+from kilotron.sampling.exact_weights import LOG2_E, MAX_VOCABULARY
+from kilotron.sampling.row_edits import Penalties, RowEdits
+from kilotron.sampling_params import SamplingParams
+
+_SEED_MASK = 0xFFFF_FFFF_FFFF_FFFF
+# Keeps log2(e) / temperature and its product with a logit's distance from the greatest finite.
+_MAX_SCALE = 1e30
+
+_COLUMNS = np.dtype(
+    [
+        ("flags", np.uint8),
+        ("seed", np.uint64),
+        ("scale", np.float32),  # log2(e) / temperature
+        ("min_exponent", np.float32),  # log2(min_p)
+        ("top_k", np.int64),  # 0 keeps all
+        ("top_p", np.float64),  # 1 keeps all
+        ("top_n", np.int64),
+    ]
+)
+
+
+class RowFlags(IntFlag):
+    """What a row needs beyond taking the greatest logit."""
+
+    RANDOM = 1
+    """A draw."""
+    TRUNCATED = 2
+    """Top-k or top-p before the draw."""
+    EDITED = 4
+    """Sparse changes of its logits."""
+    SCORED = 8
+    """Log-probs."""
+
+
+class SamplingTable:
+    """The sampling parameters of every slot.
+
+    Args:
+        max_requests: number of slots.
+        vocab_size: number of real tokens; no other is ever sampled.
+        padded_vocab_size: columns of the logits, where there are more than tokens.
+        device: where the logits are.
+    """
+
+    def __init__(
+        self, *, max_requests: int, vocab_size: int, padded_vocab_size: int | None = None, device: torch.device
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.padded_vocab_size = vocab_size if padded_vocab_size is None else padded_vocab_size
+        self.device = device
+        if not 0 < vocab_size <= self.padded_vocab_size <= MAX_VOCABULARY:
+            raise ConfigError(
+                f"vocab_size={vocab_size}, padded_vocab_size={self.padded_vocab_size}: sampling needs "
+                f"0 < vocab_size <= padded_vocab_size <= {MAX_VOCABULARY}"
+            )
+        self._columns = np.zeros(max_requests, dtype=_COLUMNS)
+        self._edits: list[RowEdits | None] = [None] * max_requests
+
+    def admit(
+        self,
+        slot: int,
+        params: SamplingParams,
+        *,
+        seed: int,
+        prompt_ids: Sequence[int],
+        generated_ids: Sequence[int],
+        end_ids: frozenset[int],
+        bad_word_ids: Sequence[Sequence[int]],
+    ) -> None:
+        """Fills a slot, whatever it held. `generated_ids` is what a request had generated before a preemption."""
+        flags = _flags_of(params, has_end_ids=bool(end_ids), has_bad_words=bool(bad_word_ids))
+        top_k = params.top_k if params.top_k < self.vocab_size else 0
+        self._columns[slot] = (
+            flags,
+            seed & _SEED_MASK,
+            min(LOG2_E / params.temperature, _MAX_SCALE) if params.temperature else 0.0,
+            np.log2(params.min_p) if params.min_p else -np.inf,
+            top_k,
+            params.top_p or 1.0,
+            params.top_n_logprobs,
+        )
+        self._edits[slot] = None
+        if flags & RowFlags.EDITED:
+            self._edits[slot] = RowEdits(
+                params,
+                prompt_ids=prompt_ids,
+                generated_ids=generated_ids,
+                end_ids=end_ids,
+                bad_word_ids=bad_word_ids,
+                vocab_size=self.vocab_size,
+            )
+
+    def record(self, slots: Sequence[int], token_ids: Sequence[int]) -> None:
+        """Takes note of tokens just sampled, one per slot."""
+        if not (self._columns["flags"][np.asarray(slots, dtype=np.int64)] & RowFlags.EDITED).any():
+            return
+        for slot, token_id in zip(slots, token_ids, strict=True):
+            edits = self._edits[slot]
+            if edits is not None:
+                edits.record(token_id)
+
+    def read(self, slots: Sequence[int]) -> np.ndarray:
+        """[R] records of the slots' columns: flags, seed, scale, min_exponent, top_k, top_p, top_n."""
+        return self._columns[np.asarray(slots, dtype=np.int64)]
+
+    def edits_of(self, slot: int) -> RowEdits:
+        """The edits of a slot flagged EDITED."""
+        edits = self._edits[slot]
+        assert edits is not None
+        return edits
+
+
+def _flags_of(params: SamplingParams, *, has_end_ids: bool, has_bad_words: bool) -> RowFlags:
+    flags = RowFlags(0)
+    if not params.is_greedy:
+        flags |= RowFlags.RANDOM
+        if params.top_k or 0.0 < params.top_p < 1.0:
+            flags |= RowFlags.TRUNCATED
+    if params.return_log_probs:
+        flags |= RowFlags.SCORED
+    must_go_on = params.min_tokens > 0 and has_end_ids
+    is_restricted = params.allowed_token_ids is not None or bool(params.logit_bias) or has_bad_words
+    if must_go_on or is_restricted or Penalties.has_any(params):
+        flags |= RowFlags.EDITED
+    return flags
