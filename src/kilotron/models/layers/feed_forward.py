@@ -1,0 +1,24 @@
+"""MLP: the dense feed-forward part of a layer, gated or not."""
+
+from torch import Tensor, nn
+
+from kilotron.kernels.interface import KernelBackend
+from kilotron.models.layers.linear import Linear
+from kilotron.models.transformer_config import TransformerConfig
+
+
+class MLP(nn.Module):
+    """linear_fc2(activation(linear_fc1(x))); gated: linear_fc2(activation(gate(x)) * up(x))."""
+
+    def __init__(self, config: TransformerConfig, kernels: KernelBackend) -> None:
+        super().__init__()
+        size = config.ffn_hidden_size
+        self.activation = config.activation
+        self.activate = kernels.activate_gated if config.gated_linear_unit else kernels.activate
+        first_sizes = (size, size) if config.gated_linear_unit else (size,)
+        self.linear_fc1 = Linear(kernels, config.hidden_size, first_sizes, bias=config.add_mlp_bias)
+        self.linear_fc2 = Linear(kernels, size, (config.hidden_size,), bias=config.add_mlp_bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[T, hidden] -> [T, hidden]"""
+        return self.linear_fc2(self.activate(self.linear_fc1(hidden), self.activation))

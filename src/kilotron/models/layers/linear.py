@@ -1,0 +1,54 @@
+"""Linear: a weight matrix that the kernels pack once it is loaded, and the empty parameters all layers start with."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kilotron.kernels.interface import KernelBackend, PackedLinear
+
+
+def empty_parameter(*shape: int) -> nn.Parameter:
+    """A parameter that has a shape and takes no memory; loading replaces it."""
+    return nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)
+
+
+class Linear(nn.Module):
+    """x @ weight.T + bias, in the layout the kernels chose."""
+
+    def __init__(self, kernels: KernelBackend, input_size: int, output_sizes: Sequence[int], *, bias: bool) -> None:
+        """`output_sizes` are the parts stacked in the weight's rows, such as query, key and value."""
+        super().__init__()
+        self.kernels = kernels
+        self.output_sizes = tuple(output_sizes)
+        self.weight = empty_parameter(sum(output_sizes), input_size)
+        self.bias = empty_parameter(sum(output_sizes)) if bias else None
+        self.packed: PackedLinear = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, in] -> [T, out]"""
+        return self.kernels.linear(x, self.packed)
+
+    def pack(self) -> None:
+        """Hands the loaded weight to the kernels and forgets it here, so that it is not held twice."""
+        self.packed = self.kernels.pack_linear(self.weight, self.bias)
+        self.weight = empty_parameter(*self.weight.shape)
+        if self.bias is not None:
+            self.bias = empty_parameter(*self.bias.shape)
+
+
+class TiedLinear(nn.Module):
+    """A linear layer without parameters: its weight belongs to another module, which keeps it."""
+
+    def __init__(self, kernels: KernelBackend) -> None:
+        super().__init__()
+        self.kernels = kernels
+        self.packed: PackedLinear = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, in] -> [T, out]"""
+        return self.kernels.linear(x, self.packed)
+
+    def pack(self, weight: Tensor) -> None:
+        """Hands the other module's loaded weight to the kernels."""
+        self.packed = self.kernels.pack_linear(weight, None)

@@ -1,0 +1,50 @@
+"""MixtureOfExperts: a router picks a few experts per token; their outputs are summed with the router's weights."""
+
+import torch
+from torch import Tensor, nn
+
+from kilotron.kernels.interface import ExpertWeights, KernelBackend
+from kilotron.models.layers.linear import Linear, empty_parameter
+from kilotron.models.transformer_config import TransformerConfig
+
+
+class ExpertLinear(nn.Module):
+    """One weight matrix for each expert: [experts, out, in]."""
+
+    def __init__(self, num_experts: int, input_size: int, output_sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.output_sizes = output_sizes
+        self.weight = empty_parameter(num_experts, sum(output_sizes), input_size)
+
+
+class Experts(nn.Module):
+    """The weights of all experts of a layer."""
+
+    def __init__(self, num_experts: int, hidden_size: int, ffn_hidden_size: int) -> None:
+        super().__init__()
+        self.linear_fc1 = ExpertLinear(num_experts, hidden_size, (ffn_hidden_size, ffn_hidden_size))
+        self.linear_fc2 = ExpertLinear(num_experts, ffn_hidden_size, (hidden_size,))
+
+
+class MixtureOfExperts(nn.Module):
+    """Softmax routing to the `moe_router_topk` most likely experts."""
+
+    def __init__(self, config: TransformerConfig, kernels: KernelBackend) -> None:
+        super().__init__()
+        if config.num_moe_experts is None or config.moe_ffn_hidden_size is None:
+            raise ValueError("a mixture of experts needs num_moe_experts and moe_ffn_hidden_size")
+        self.kernels = kernels
+        self.activation = config.activation
+        self.num_chosen = config.moe_router_topk
+        self.norm_topk_prob = config.norm_topk_prob
+        self.router = Linear(kernels, config.hidden_size, (config.num_moe_experts,), bias=False)
+        self.experts = Experts(config.num_moe_experts, config.hidden_size, config.moe_ffn_hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[T, hidden] -> [T, hidden]"""
+        probabilities = torch.softmax(self.router(hidden).float(), dim=-1)
+        expert_weights, expert_ids = probabilities.topk(self.num_chosen, dim=-1)
+        if self.norm_topk_prob:
+            expert_weights = expert_weights / expert_weights.sum(dim=-1, keepdim=True)
+        weights = ExpertWeights(self.experts.linear_fc1.weight, self.experts.linear_fc2.weight)
+        return self.kernels.mix_experts(hidden, weights, expert_ids, expert_weights, self.activation)

@@ -1,0 +1,45 @@
+"""Norm layers: RMS norm and layer norm, chosen once from the config."""
+
+from torch import Tensor, nn
+
+from kilotron.kernels.interface import KernelBackend
+from kilotron.models.layers.linear import empty_parameter
+from kilotron.models.transformer_config import TransformerConfig
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, or * (1 + weight) when the weights are stored around zero."""
+
+    def __init__(self, kernels: KernelBackend, size: int, epsilon: float, weight_offset: float) -> None:
+        super().__init__()
+        self.kernels = kernels
+        self.epsilon = epsilon
+        self.weight_offset = weight_offset
+        self.weight = empty_parameter(size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Over the last axis; any shape."""
+        return self.kernels.rms_norm(x, self.weight, self.epsilon, self.weight_offset)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / deviation * weight + bias."""
+
+    def __init__(self, kernels: KernelBackend, size: int, epsilon: float) -> None:
+        super().__init__()
+        self.kernels = kernels
+        self.epsilon = epsilon
+        self.weight = empty_parameter(size)
+        self.bias = empty_parameter(size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Over the last axis; any shape."""
+        return self.kernels.layer_norm(x, self.weight, self.bias, self.epsilon)
+
+
+def make_norm(config: TransformerConfig, kernels: KernelBackend, size: int | None = None) -> RMSNorm | LayerNorm:
+    """The config's kind of norm over `size` channels, the hidden size unless given."""
+    size = size or config.hidden_size
+    if config.normalization == "LayerNorm":
+        return LayerNorm(kernels, size, config.layernorm_epsilon)
+    return RMSNorm(kernels, size, config.layernorm_epsilon, float(config.layernorm_zero_centered_gamma))
