@@ -19,6 +19,7 @@ KilotronError
 |-- RequestNotFoundError        (KeyError)           no request with this id is known (any more)
 |-- RequestAbortedError         (RuntimeError)       a stream's request was aborted or its deadline passed
 |-- NumericalError              (RuntimeError)       the model gave NaN or Inf for this request
+|-- StepFailedError             (RuntimeError)       a step that the request took part in failed; others go on
 `-- EngineClosedError           (RuntimeError)       the engine was shut down, or died; says why
 """
 
@@ -105,6 +106,10 @@ class RequestAbortedError(KilotronError, RuntimeError):
 
 class NumericalError(KilotronError, RuntimeError):
     """The model gave NaN or Inf for this request."""
+
+
+class StepFailedError(KilotronError, RuntimeError):
+    """A step that the request took part in raised an exception, which is this one's cause."""
 
 
 class EngineClosedError(KilotronError, RuntimeError):

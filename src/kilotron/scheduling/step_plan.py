@@ -15,6 +15,8 @@ class ScoreSpan(NamedTuple):
     first: int
     """Index within the row's tokens of this step."""
     targets: list[int]
+    top_n: int = 0
+    """Most likely tokens to list beside each target."""
 
 
 class RowPlan(NamedTuple):

@@ -74,7 +74,7 @@ def plan_row(item: ScheduledRequest, length: int, granted: list[int]) -> RowPlan
         start,
         item.token_ids[start:end],
         granted,
-        end == len(item.token_ids),
+        end == len(item.token_ids) and item.request.max_generated > 0,
         score,
     )
 
@@ -85,4 +85,4 @@ def _score_span(item: ScheduledRequest, start: int, end: int) -> ScoreSpan | Non
     last = min(end, item.request.prompt_length - 1)
     if first >= last:
         return None
-    return ScoreSpan(first - start, item.token_ids[first + 1 : last + 1])
+    return ScoreSpan(first - start, item.token_ids[first + 1 : last + 1], item.request.sampling_params.top_n_logprobs)

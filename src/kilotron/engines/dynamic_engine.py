@@ -1,0 +1,291 @@
+"""DynamicInferenceEngine: continuous batching. Requests join and leave between steps; each step is six calls.
+
+Synchronous and for one thread; `engine_thread` runs it for many.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from kilotron.contexts.dynamic_context import DynamicInferenceContext
+from kilotron.engines.abstract_engine import AbstractEngine
+from kilotron.engines.request_intake import Prompt, RequestIntake
+from kilotron.errors import (
+    EngineClosedError,
+    KilotronError,
+    RequestAbortedError,
+    RequestNotFoundError,
+    SamplingParamsError,
+    StepFailedError,
+)
+from kilotron.inference_request import InferenceRequest, Status
+from kilotron.sampling_params import SamplingParams
+from kilotron.scheduling.scheduler import Scheduler
+from kilotron.scheduling.step_plan import StepPlan
+from kilotron.text_generation_controllers.generation_progress import StreamItem
+from kilotron.text_generation_controllers.text_generation_controller import TextGenerationController
+
+_log = logging.getLogger(__name__)
+
+# Called in the engine's thread with each new piece of a request's output, the last one with a finish reason.
+Listener = Callable[[InferenceRequest, StreamItem], None]
+
+_FINAL_STATUS = {"error": Status.FAILED, "abort": Status.CANCELLED, "deadline": Status.CANCELLED}
+
+
+class DynamicInferenceEngine(AbstractEngine):
+    """One replica's engine.
+
+    Args:
+        scheduler: decides who runs.
+        context: owns the KV cache and lays out batches.
+        controller: runs the model and samples.
+        intake: checks and numbers requests.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        context: DynamicInferenceContext,
+        controller: TextGenerationController,
+        intake: RequestIntake,
+    ) -> None:
+        self.scheduler = scheduler
+        self.context = context
+        self.controller = controller
+        self.intake = intake
+        self._requests: dict[int, InferenceRequest] = {}
+        self._listeners: dict[int, Listener] = {}
+        self._closed_because: str | None = None
+
+    @property
+    def has_unfinished_requests(self) -> bool:
+        """Whether a step has anything to do."""
+        return bool(self._requests)
+
+    def add_request(
+        self,
+        prompt: Prompt | InferenceRequest,
+        sampling_params: SamplingParams | None = None,
+        *,
+        listener: Listener | None = None,
+    ) -> InferenceRequest:
+        """Checks a request and puts it (and its n - 1 siblings) in the queue.
+
+        Args:
+            prompt: text, token ids, or a request that `intake.build` made.
+            sampling_params: for text and ids.
+            listener: called with each new piece of output; asks for `streaming=True` to get them early.
+
+        Raises:
+            InvalidRequestError: the request is wrong or can never run.
+            QueueFullError: too many wait.
+            EngineClosedError: the engine was shut down.
+        """
+        self._check_open()
+        request = prompt if isinstance(prompt, InferenceRequest) else self.intake.build(prompt, sampling_params)
+        self.scheduler.check_admissible(request)
+        for choice in request.choices:
+            self._requests[choice.request_id] = choice
+            if listener is not None:
+                self._listeners[choice.request_id] = listener
+            self.controller.start_request(choice)
+            if not _needs_the_model(choice):
+                self._end(choice, "length")
+            else:
+                self.scheduler.add_request(choice)
+        return request
+
+    def step(self) -> list[InferenceRequest]:
+        """Runs one step and returns the requests that ended in it."""
+        self._check_open()
+        now = time.monotonic()
+        expired = [self._end(request, "deadline") for request in self.scheduler.take_expired(now)]
+        plan = self.scheduler.plan_step(now)
+        if plan is None:
+            return expired
+        try:
+            batch = self.context.prepare_batch(plan)
+            result = self.controller.generate_step(plan, batch)
+            ended = self.controller.update_generation_status(plan, result)
+        except Exception as error:
+            return expired + self._fail_step(plan, error)
+        self.scheduler.resolve_step(plan, result, {request.request_id for request in ended})
+        self._publish(plan)
+        return expired + [self._end(request) for request in ended]
+
+    def abort(self, request_id: int) -> None:
+        """Ends a request now, whatever it is doing; what it generated so far stays readable.
+
+        Raises:
+            RequestNotFoundError: it ended before, or never was.
+        """
+        request = self._requests.get(request_id)
+        if request is None:
+            raise RequestNotFoundError(f"request {request_id} is not running or waiting; it ended, or never was")
+        self.scheduler.abort(request_id)
+        self._end(request, "abort")
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        on_step: Callable[[], None] | None = None,
+    ) -> list[InferenceRequest]:
+        """Generates for all prompts together and returns one request per prompt, in order.
+
+        Every prompt is checked before the first is started. A request that fails while running is returned with
+        status FAILED and its `error`. Interrupting aborts what is left.
+
+        Args:
+            prompts: texts or token ids, mixed as you like.
+            sampling_params: one for all, or one per prompt.
+            on_step: called after each step, for a progress display.
+
+        Raises:
+            InvalidRequestError: a prompt is wrong; nothing was started.
+        """
+        self._check_open()
+        requests = self.build_all(prompts, sampling_params)
+        try:
+            for request in requests:
+                self.add_request(request)
+            while not all(choice.is_finished for request in requests for choice in request.choices):
+                self.step()
+                if on_step is not None:
+                    on_step()
+        finally:
+            self._abort_unfinished(requests)
+        return requests
+
+    def generate_stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[StreamItem]:
+        """Yields one request's output as it grows; leaving early aborts it.
+
+        Raises:
+            InvalidRequestError: the prompt is wrong, or n is above 1.
+            KilotronError: the request failed.
+        """
+        self._check_open()
+        request = self.build_streaming(prompt, sampling_params)
+        items: list[StreamItem] = []
+        self.add_request(request, listener=lambda _, item: items.append(item))
+        try:
+            while items or not request.is_finished:
+                if not items:
+                    self.step()
+                pending, items[:] = list(items), []
+                yield from pending
+            if request.error is not None:
+                raise request.error
+        finally:
+            self._abort_unfinished([request])
+
+    def build_all(
+        self, prompts: Sequence[Prompt], sampling_params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[InferenceRequest]:
+        """Checks all prompts, starting none.
+
+        Raises:
+            InvalidRequestError: a prompt is wrong, or the numbers of prompts and params differ.
+        """
+        params = spread_params(sampling_params, len(prompts))
+        requests = [self.intake.build(prompt, one) for prompt, one in zip(prompts, params, strict=True)]
+        for request in requests:
+            self.scheduler.check_admissible(request)
+        return requests
+
+    def build_streaming(self, prompt: Prompt, sampling_params: SamplingParams | None) -> InferenceRequest:
+        """Checks a prompt whose single continuation is read as it grows."""
+        params = sampling_params or SamplingParams()
+        if isinstance(params, SamplingParams) and params.n != 1:
+            raise SamplingParamsError(f"a stream has one continuation, not n={params.n}; start one stream for each")
+        request = self.intake.build(prompt, params)
+        request.sampling_params.streaming = True
+        return request
+
+    def close(self, reason: str = "it was shut down") -> None:
+        """Ends all requests and gives the KV cache back. Idempotent."""
+        if self._closed_because is None:
+            self._abort_unfinished(list(self._requests.values()))
+            self._closed_because = reason
+            self.context.close()
+
+    def _fail_step(self, plan: StepPlan, cause: Exception) -> list[InferenceRequest]:
+        """A step raised: the requests it ran fail, the waiting ones and the engine go on."""
+        _log.error("step %d failed with %d rows", plan.step, len(plan.rows), exc_info=cause)
+        failed = []
+        for row in plan.rows:
+            request = self._requests[row.request_id]
+            self.scheduler.abort(row.request_id)
+            request.error = StepFailedError(f"request {request.request_id}: a step failed with {type(cause).__name__}: {cause}")
+            request.error.__cause__ = cause
+            failed.append(self._end(request, "error"))
+        return failed
+
+    def _publish(self, plan: StepPlan) -> None:
+        """Hands new output to whoever listens; a request's last piece comes when it ends."""
+        if not self._listeners:
+            return
+        for row in plan.rows:
+            listener = self._listeners.get(row.request_id)
+            if listener is not None and row.samples:
+                progress = self.controller.progress_of(row.request_id)
+                if progress.request.finish_reason is None:
+                    _give(listener, progress.request, progress.take_item())
+
+    def _end(self, request: InferenceRequest, reason: str | None = None) -> InferenceRequest:
+        """The one place where a request ends, for whatever reason."""
+        progress = self.controller.end_request(request.request_id)
+        if reason is not None:
+            progress.finish(reason, request.error or _error_of(request, reason))
+        request.timings.finished = time.monotonic()
+        request.status = _FINAL_STATUS.get(request.finish_reason or "", Status.COMPLETED)
+        del self._requests[request.request_id]
+        listener = self._listeners.pop(request.request_id, None)
+        if listener is not None:
+            _give(listener, request, progress.take_item())
+        return request
+
+    def _abort_unfinished(self, requests: Sequence[InferenceRequest]) -> None:
+        for request in requests:
+            for choice in request.choices:
+                if choice.request_id in self._requests:
+                    self.abort(choice.request_id)
+
+    def _check_open(self) -> None:
+        if self._closed_because is not None:
+            raise EngineClosedError(f"the engine is closed: {self._closed_because}; build a new one")
+
+
+def spread_params(
+    sampling_params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
+) -> list[SamplingParams | None]:
+    """One entry per prompt.
+
+    Raises:
+        SamplingParamsError: there are as many params as prompts in no way.
+    """
+    if sampling_params is None or isinstance(sampling_params, SamplingParams):
+        return [sampling_params] * num_prompts
+    params: list[SamplingParams | None] = list(sampling_params)
+    if len(params) != num_prompts:
+        raise SamplingParamsError(f"{len(params)} sampling params for {num_prompts} prompts; give one for all or one each")
+    return params
+
+
+def _needs_the_model(request: InferenceRequest) -> bool:
+    return request.max_generated > 0 or request.sampling_params.wants_prompt_log_probs
+
+
+def _error_of(request: InferenceRequest, reason: str) -> KilotronError | None:
+    if reason == "abort":
+        return RequestAbortedError(f"request {request.request_id} was aborted")
+    if reason == "deadline":
+        return RequestAbortedError(f"request {request.request_id} did not finish before its deadline")
+    return None
+
+
+def _give(listener: Listener, request: InferenceRequest, item: StreamItem | None) -> None:
+    if item is not None:
+        listener(request, item)

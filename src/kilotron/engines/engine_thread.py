@@ -1,0 +1,79 @@
+"""EngineThread: runs an engine in a background thread for callers in any other. Callers never wait for a step."""
+
+import queue
+import threading
+from collections.abc import Callable
+
+from kilotron.engines.dynamic_engine import DynamicInferenceEngine, Listener
+from kilotron.errors import EngineClosedError, KilotronError, RequestNotFoundError
+from kilotron.inference_request import InferenceRequest
+
+# Called in the engine's thread when a request could not be taken in after all.
+Refusal = Callable[[KilotronError], None]
+
+
+class EngineThread:
+    """The one thread that touches the engine; all else goes through its inbox.
+
+    The inbox is bounded by the callers: each waits for the request it put in.
+    """
+
+    def __init__(self, engine: DynamicInferenceEngine) -> None:
+        self._engine = engine
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._is_closing = False
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="kilotron-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: InferenceRequest, listener: Listener, on_refusal: Refusal) -> None:
+        """Hands a checked request over. `listener` gets its output, or `on_refusal` the reason why there is none.
+
+        Raises:
+            EngineClosedError: the thread is closing.
+        """
+
+        def add() -> None:
+            try:
+                self._engine.add_request(request, listener=listener)
+            except KilotronError as error:
+                on_refusal(error)
+
+        self._put(add)
+
+    def abort(self, request_id: int) -> None:
+        """Asks for a request's end; too late is no error."""
+
+        def abort() -> None:
+            try:
+                self._engine.abort(request_id)
+            except RequestNotFoundError:
+                pass
+
+        try:
+            self._put(abort)
+        except EngineClosedError:
+            pass
+
+    def close(self) -> None:
+        """Aborts what is left, ends the thread and gives the engine's memory back. Idempotent."""
+        with self._lock:
+            if not self._is_closing:
+                self._is_closing = True
+                self._inbox.put(self._engine.close)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _put(self, command: Callable[[], None]) -> None:
+        with self._lock:
+            if self._is_closing:
+                raise EngineClosedError("the engine is shut down; build a new one")
+            self._inbox.put(command)
+
+    def _run(self) -> None:
+        while not self._is_closing or not self._inbox.empty():
+            while not self._engine.has_unfinished_requests or not self._inbox.empty():
+                self._inbox.get()()
+                if self._is_closing and self._inbox.empty():
+                    return
+            self._engine.step()

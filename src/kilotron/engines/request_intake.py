@@ -1,0 +1,198 @@
+"""RequestIntake: turns a prompt and its parameters into an InferenceRequest. All checks of a request are here, once.
+
+Knows the model's limits as numbers; admission to the queue is the scheduler's.
+"""
+
+import copy
+import itertools
+import operator
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kilotron.errors import EmptyPromptError, InvalidRequestError, PromptTooLongError, TokenOutOfRangeError
+from kilotron.inference_request import InferenceRequest, RequestTimings
+from kilotron.sampling.random_uniform import derive_seed
+from kilotron.sampling_params import SamplingParams
+from kilotron.text_generation_controllers.text_generation_controller import TextGenerationController
+
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLimits:
+    """What a model and its engine allow."""
+
+    vocab_size: int
+    max_sequence_length: int
+    eos_ids: frozenset[int]
+    """The model's own end-of-sequence ids."""
+
+
+class RequestIntake:
+    """Builds requests, numbering them and drawing seeds for those that bring none. Safe from any thread."""
+
+    def __init__(
+        self, controller: TextGenerationController, limits: RequestLimits, *, random_seed: int | None = None
+    ) -> None:
+        self.limits = limits
+        self._controller = controller
+        self._seeds = random.SystemRandom() if random_seed is None else random.Random(random_seed)  # noqa: S311
+        self._ids = itertools.count(1)
+
+    def build(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        timeout_s: float | None = None,
+        cache_salt: str = "",
+    ) -> InferenceRequest:
+        """One request; its `choices` are the n continuations, itself first.
+
+        Args:
+            prompt: text or token ids.
+            sampling_params: None takes the defaults. Later changes to the object do not reach the request.
+            timeout_s: seconds from now after which it is cancelled.
+            cache_salt: requests share cached prefixes only with those of the same salt.
+
+        Raises:
+            InvalidRequestError: (or one of its kinds) something is wrong with it; names value and remedy.
+        """
+        params = _checked_params(sampling_params)
+        if timeout_s is not None and not timeout_s > 0:
+            raise InvalidRequestError(f"timeout_s must be above 0, not {timeout_s!r}")
+        tokens = self._tokens(prompt, params)
+        self._check_ids(params)
+        now = time.monotonic()
+        first = InferenceRequest(
+            request_id=next(self._ids),
+            prompt_tokens=tokens,
+            sampling_params=params,
+            timings=RequestTimings(now),
+            prompt=prompt if isinstance(prompt, str) else None,
+            max_generated=self._max_generated(len(tokens), params),
+            seed=params.seed if params.seed is not None else self._seeds.getrandbits(63),
+            end_ids=self._end_ids(params),
+            bad_word_ids=self._bad_word_ids(params),
+            cache_salt=cache_salt,
+            deadline=None if timeout_s is None else now + timeout_s,
+        )
+        first.choices = [first, *(self._sibling(first, index) for index in range(1, params.n))]
+        return first
+
+    def _sibling(self, first: InferenceRequest, index: int) -> InferenceRequest:
+        return InferenceRequest(
+            request_id=next(self._ids),
+            prompt_tokens=first.prompt_tokens,
+            sampling_params=first.sampling_params,
+            timings=RequestTimings(first.timings.arrival),
+            prompt=first.prompt,
+            max_generated=first.max_generated,
+            seed=derive_seed(first.seed, index),
+            end_ids=first.end_ids,
+            bad_word_ids=first.bad_word_ids,
+            cache_salt=first.cache_salt,
+            deadline=first.deadline,
+            choice_index=index,
+            choices=[first],
+        )
+
+    def _tokens(self, prompt: Prompt, params: SamplingParams) -> list[int]:
+        if isinstance(prompt, str):
+            tokens = self._controller.tokenize_prompt(prompt, add_BOS=params.add_BOS)
+        else:
+            tokens = _as_ids(prompt)
+        if not tokens:
+            raise EmptyPromptError("the prompt is empty; give at least one token (add_BOS=True adds one to a text)")
+        self._check_range("prompt token id", min(tokens))
+        self._check_range("prompt token id", max(tokens))
+        return tokens
+
+    def _max_generated(self, num_prompt: int, params: SamplingParams) -> int:
+        longest = self.limits.max_sequence_length
+        if num_prompt > longest:
+            raise PromptTooLongError(
+                f"the prompt has {num_prompt} tokens, but the context length is {longest}; shorten the prompt"
+            )
+        if params.num_tokens_to_generate is not None:
+            wanted = params.num_tokens_to_generate
+        elif params.num_tokens_total is not None:
+            wanted = params.num_tokens_total - num_prompt
+            if wanted < 0:
+                raise PromptTooLongError(
+                    f"the prompt has {num_prompt} tokens, more than num_tokens_total={params.num_tokens_total}"
+                )
+        else:
+            wanted = longest - num_prompt
+            if wanted == 0 and not params.wants_prompt_log_probs:
+                raise PromptTooLongError(
+                    f"the prompt fills the context length of {longest} tokens, so nothing can be generated"
+                )
+        if num_prompt + wanted > longest:
+            raise PromptTooLongError(
+                f"the prompt has {num_prompt} tokens and {wanted} more are asked for, but the context length is "
+                f"{longest}; ask for at most {longest - num_prompt} tokens or shorten the prompt"
+            )
+        return wanted
+
+    def _end_ids(self, params: SamplingParams) -> frozenset[int]:
+        own = self.limits.eos_ids
+        if params.ignore_eos:
+            own = frozenset()
+        elif params.termination_id is not None:
+            own = frozenset(() if params.termination_id == -1 else (params.termination_id,))
+        return own | frozenset(params.stop_token_ids)
+
+    def _bad_word_ids(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
+        """Each bad word as it is spelled at the start of a text and after a blank."""
+        tokenizer = self._controller.tokenizer
+        if not params.bad_words:
+            return ()
+        if tokenizer is None:
+            raise InvalidRequestError("bad_words need a tokenizer, and this engine has none")
+        spellings = [text for word in params.bad_words for text in (word.lstrip(" "), " " + word.lstrip(" "))]
+        ids = {tuple(tokenizer.tokenize(text, add_special_tokens=False)) for text in spellings}
+        return tuple(sorted(ids - {()}))
+
+    def _check_ids(self, params: SamplingParams) -> None:
+        if params.stop_words and self._controller.tokenizer is None:
+            raise InvalidRequestError("stop_words need a tokenizer, and this engine has none; use stop_token_ids")
+        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+            ids = getattr(params, name)
+            if ids:
+                self._check_range(f"{name} entry", max(ids))
+        if params.termination_id is not None and params.termination_id >= 0:
+            self._check_range("termination_id", params.termination_id)
+
+    def _check_range(self, what: str, token_id: int) -> None:
+        if not 0 <= token_id < self.limits.vocab_size:
+            raise TokenOutOfRangeError(f"{what} {token_id} is outside the vocabulary (0 to {self.limits.vocab_size - 1})")
+
+
+def _checked_params(params: Any) -> SamplingParams:
+    if params is None:
+        return SamplingParams()
+    if not isinstance(params, SamplingParams):
+        raise InvalidRequestError(f"sampling_params must be SamplingParams, not {type(params).__name__}")
+    # Fields may have been assigned since construction; the copy is what is checked and kept.
+    copied = copy.copy(params)
+    copied.add_attributes({})
+    return copied
+
+
+def _as_ids(prompt: Any) -> list[int]:
+    """Plain ints; anything that counts as an integer (numpy's, torch's) is accepted."""
+    if isinstance(prompt, bytes | dict | set) or not hasattr(prompt, "__iter__"):
+        raise InvalidRequestError(f"a prompt must be a text or a list of token ids, not {type(prompt).__name__}")
+    ids = []
+    for token_id in prompt:
+        if isinstance(token_id, bool):
+            raise InvalidRequestError(f"token ids must be whole numbers, not {token_id!r}")
+        try:
+            ids.append(operator.index(token_id))
+        except TypeError:
+            raise InvalidRequestError(f"token ids must be whole numbers, not {token_id!r}") from None
+    return ids

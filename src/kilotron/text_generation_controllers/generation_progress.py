@@ -1,0 +1,154 @@
+"""GenerationProgress: one request's growing output, token by token, until something ends it.
+
+Owns the stop conditions: end ids, stop texts, length. Knows nothing of logits or of other requests.
+"""
+
+import time
+from dataclasses import dataclass, replace
+
+from kilotron.errors import KilotronError
+from kilotron.inference_request import InferenceRequest
+from kilotron.scheduling.step_plan import TokenScores
+from kilotron.text_generation_controllers.output_text import OutputText
+from kilotron.tokenization.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class StreamItem:
+    """What is new in a request since the item before."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    log_probs: tuple[float, ...] | None
+    """One per token, when asked."""
+    top_n_ids: tuple[dict[int, float], ...] | None
+    finish_reason: str | None
+    """Set on the last item."""
+
+    def followed_by(self, other: "StreamItem") -> "StreamItem":
+        """Both items as one."""
+        return replace(
+            other,
+            text=self.text + other.text,
+            token_ids=self.token_ids + other.token_ids,
+            log_probs=None if self.log_probs is None else self.log_probs + (other.log_probs or ()),
+            top_n_ids=None if self.top_n_ids is None else self.top_n_ids + (other.top_n_ids or ()),
+        )
+
+
+class GenerationProgress:
+    """Takes a request's new tokens and says when it is done.
+
+    Text is made token by token only where somebody needs it early: a reader of the stream, or a stop text.
+    """
+
+    __slots__ = ("_num_taken", "_text", "_tokenizer", "request")
+
+    def __init__(self, request: InferenceRequest, tokenizer: Tokenizer | None) -> None:
+        self.request = request
+        self._tokenizer = tokenizer
+        self._text: OutputText | None = None
+        self._num_taken = 0
+        params = request.sampling_params
+        if params.return_log_probs:
+            request.generated_log_probs = []
+            request.generated_top_n_ids = [] if params.top_n_logprobs else None
+        if params.wants_prompt_log_probs:
+            request.prompt_log_probs = []
+            request.prompt_top_n_ids = [] if params.top_n_logprobs else None
+        if tokenizer is not None and (params.stop_words or params.streaming):
+            self._text = OutputText(request, tokenizer)
+
+    def advance(self, token_id: int) -> str | None:
+        """Adds a sampled token; returns the finish reason if it was the last."""
+        request = self.request
+        if request.timings.first_token is None:
+            request.timings.first_token = time.monotonic()
+        request.generated_tokens.append(token_id)
+        if token_id in request.end_ids:
+            params = request.sampling_params
+            if token_id in params.stop_token_ids or token_id == params.termination_id:
+                request.stop_reason = token_id
+            return "stop"
+        if self._text is not None:
+            request.stop_reason = self._text.put((token_id,))
+            if request.stop_reason is not None:
+                return "stop"
+        if len(request.generated_tokens) >= request.max_generated:
+            return "length"
+        return None
+
+    def add_scores(self, scores: TokenScores) -> None:
+        """Adds the log-probability of the token that `advance` takes next."""
+        request = self.request
+        if request.generated_log_probs is not None:
+            request.generated_log_probs += scores.log_probs
+        if request.generated_top_n_ids is not None:
+            request.generated_top_n_ids += scores.top_n or []
+
+    def add_prompt_scores(self, scores: TokenScores) -> None:
+        """Adds the log-probabilities of the next prompt tokens."""
+        request = self.request
+        if request.prompt_log_probs is not None:
+            request.prompt_log_probs += scores.log_probs
+        if request.prompt_top_n_ids is not None:
+            request.prompt_top_n_ids += scores.top_n or []
+
+    def finish(self, reason: str, error: KilotronError | None = None) -> None:
+        """Completes the request's text and tables; no token will follow."""
+        request = self.request
+        request.finish_reason = reason
+        request.error = error
+        tokenizer = self._tokenizer
+        if tokenizer is None:
+            return
+        self._complete_text(tokenizer)
+        if request.generated_top_n_ids is not None:
+            request.generated_top_n_logprobs = [_by_text(top, tokenizer) for top in request.generated_top_n_ids]
+        if request.prompt_top_n_ids is not None:
+            request.prompt_top_n_logprobs = [_by_text(top, tokenizer) for top in request.prompt_top_n_ids]
+        if request.sampling_params.return_segments:
+            request.generated_segments = [tokenizer.token_text(token_id) for token_id in request.generated_tokens]
+
+    def take_item(self) -> StreamItem | None:
+        """What is new since the last call; None while that is less than the caller's streaming interval."""
+        request = self.request
+        first = self._num_taken
+        num_new = len(request.generated_tokens) - first
+        if request.finish_reason is None and num_new < request.sampling_params.streaming_interval:
+            return None
+        self._num_taken += num_new
+        log_probs, top_n = request.generated_log_probs, request.generated_top_n_ids
+        return StreamItem(
+            self._text.take() if self._text is not None else "",
+            tuple(request.generated_tokens[first:]),
+            None if log_probs is None else tuple(log_probs[first:]),
+            None if top_n is None else tuple(top_n[first:]),
+            request.finish_reason,
+        )
+
+    def _complete_text(self, tokenizer: Tokenizer) -> None:
+        request = self.request
+        ends_by_token = bool(request.generated_tokens) and request.generated_tokens[-1] in request.end_ids
+        shown = request.generated_tokens
+        if ends_by_token and not request.sampling_params.detokenize_stop_sequence:
+            shown = shown[:-1]
+        if self._text is None:
+            self._text = OutputText(request, tokenizer)
+            self._text.put(shown)
+        elif ends_by_token:
+            self._text.put(shown[len(request.generated_tokens) - 1 :])
+        stop = self._text.close()
+        if stop is not None and request.finish_reason == "length":
+            # The last bytes that were held back completed a stop text.
+            request.finish_reason, request.stop_reason = "stop", stop
+        request.generated_text = str(self._text)
+
+
+def _by_text(top_n: dict[int, float], tokenizer: Tokenizer) -> dict[str, float]:
+    """Two ids may share a text; the likelier one counts."""
+    result: dict[str, float] = {}
+    for token_id, log_prob in top_n.items():
+        text = tokenizer.token_text(token_id)
+        result[text] = max(log_prob, result.get(text, log_prob))
+    return result

@@ -1,0 +1,161 @@
+"""TextGenerationController: runs the model on a batch, samples, and keeps each request's growing output.
+
+Sees a step's plan, batch and result, never the scheduler or the context. Subclass it to tokenize, sample, end or
+detokenize in a way of your own.
+"""
+
+import math
+
+from torch import Tensor
+
+from kilotron.errors import InvalidRequestError, NumericalError
+from kilotron.inference_request import InferenceRequest
+from kilotron.model_inference_wrappers.abstract_model_inference_wrapper import AbstractModelInferenceWrapper
+from kilotron.models.inference_batch import InferenceBatch
+from kilotron.sampling.log_probs import score_tokens
+from kilotron.sampling.sampler import SampledTokens, Sampler
+from kilotron.sampling.sampling_table import SamplingTable
+from kilotron.scheduling.step_plan import RowPlan, StepPlan, StepResult, TokenScores
+from kilotron.text_generation_controllers.generation_progress import GenerationProgress
+from kilotron.tokenization.tokenizer import Tokenizer
+
+
+class TextGenerationController:
+    """Logits to tokens to text for decoder-only models.
+
+    Args:
+        inference_wrapped_model: the model.
+        tokenizer: None when only token ids go in and out.
+        table: per-slot sampling parameters, one slot per request that can run at once.
+        sampler: draws from the logits.
+    """
+
+    def __init__(
+        self,
+        inference_wrapped_model: AbstractModelInferenceWrapper,
+        tokenizer: Tokenizer | None,
+        *,
+        table: SamplingTable,
+        sampler: Sampler,
+    ) -> None:
+        self.inference_wrapped_model = inference_wrapped_model
+        self.tokenizer = tokenizer
+        self._table = table
+        self._sampler = sampler
+        self._progress: dict[int, GenerationProgress] = {}
+        inference_wrapped_model.prep_model_for_inference()
+
+    def tokenize_prompt(self, prompt: str, *, add_BOS: bool = False) -> list[int]:  # noqa: N803 - Megatron's spelling
+        """Text to ids; `add_BOS` puts the begin-of-sequence id in front unless it is there.
+
+        Raises:
+            InvalidRequestError: there is no tokenizer, or `add_BOS` is asked of one without such an id.
+        """
+        if self.tokenizer is None:
+            raise InvalidRequestError("this engine has no tokenizer, so prompts must be token ids")
+        ids = self.tokenizer.tokenize(prompt)
+        if add_BOS:
+            bos_id = self.tokenizer.bos_id
+            if bos_id is None:
+                raise InvalidRequestError("add_BOS=True, but the tokenizer has no begin-of-sequence token")
+            if ids[:1] != [bos_id]:
+                ids = [bos_id, *ids]
+        return ids
+
+    def start_request(self, request: InferenceRequest) -> None:
+        """From now on the request's tokens are followed."""
+        self._progress[request.request_id] = GenerationProgress(request, self.tokenizer)
+
+    def progress_of(self, request_id: int) -> GenerationProgress:
+        """The growing output of an unfinished request."""
+        return self._progress[request_id]
+
+    def generate_step(self, plan: StepPlan, batch: InferenceBatch) -> StepResult:
+        """Runs the model and samples for every row that is due."""
+        for admission in plan.admissions:
+            self._table.admit(
+                admission.slot,
+                admission.sampling_params,
+                seed=admission.seed,
+                prompt_ids=admission.token_ids[: admission.prompt_length],
+                generated_ids=admission.token_ids[admission.prompt_length :],
+                end_ids=admission.end_ids,
+                bad_word_ids=admission.bad_word_ids,
+            )
+        logits = self.inference_wrapped_model.run_one_forward_step(batch)
+        return self._sample(plan, logits, batch.num_samples)
+
+    def sample_from_logits(self, logits: Tensor, slots: list[int], positions: list[int]) -> SampledTokens:
+        """One token per row of `logits` [rows, padded vocabulary]; override it to sample in a way of your own."""
+        return self._sampler.sample(logits, slots, positions)
+
+    def update_generation_status(self, plan: StepPlan, result: StepResult) -> list[InferenceRequest]:
+        """Gives each request its new token and returns those that ended, their text complete."""
+        ended = []
+        tokens = iter(result.token_ids)
+        for request_id, scores in result.prompt_scores.items():
+            self._progress[request_id].add_prompt_scores(scores)
+        for row in plan.rows:
+            progress = self._progress[row.request_id]
+            token_id = next(tokens) if row.samples else None
+            if row.request_id in result.faults:
+                continue
+            if row.request_id in result.scores:
+                progress.add_scores(result.scores[row.request_id])
+            reason = progress.advance(token_id) if token_id is not None else _end_of_scoring(row, progress.request)
+            if reason is not None:
+                self.detokenize_generations(progress, reason)
+                ended.append(progress.request)
+        for request_id, message in result.faults.items():
+            progress = self._progress[request_id]
+            progress.finish("error", NumericalError(f"request {request_id}: {message}"))
+            ended.append(progress.request)
+        return ended
+
+    def detokenize_generations(self, progress: GenerationProgress, reason: str) -> None:
+        """Completes the text of a request that ends with `reason`."""
+        progress.finish(reason)
+
+    def end_request(self, request_id: int) -> GenerationProgress:
+        """Stops following a request and returns what it came to."""
+        return self._progress.pop(request_id)
+
+    def _sample(self, plan: StepPlan, logits: Tensor, num_samples: int) -> StepResult:
+        rows = [row for row in plan.rows if row.samples]
+        prompt_scores, faults = self._score_prompts(plan, logits[num_samples:])
+        if not rows:
+            return StepResult([], prompt_scores=prompt_scores, faults=faults)
+        slots = [row.slot for row in rows]
+        positions = [row.start + len(row.token_ids) for row in rows]
+        sampled = self.sample_from_logits(logits[:num_samples], slots, positions)
+        self._table.record(slots, sampled.token_ids)
+        scores = {}
+        for row, log_prob, top_n in zip(rows, sampled.log_probs, sampled.top_n, strict=True):
+            if log_prob is not None:
+                scores[row.request_id] = TokenScores([log_prob], None if top_n is None else [top_n])
+        faults |= {rows[index].request_id: message for index, message in sampled.faults.items()}
+        return StepResult(sampled.token_ids, scores, prompt_scores, faults)
+
+    def _score_prompts(self, plan: StepPlan, logits: Tensor) -> tuple[dict[int, TokenScores], dict[int, str]]:
+        """Log-probabilities of prompt tokens, by request; rows with numbers that are not finite are faults."""
+        scores: dict[int, TokenScores] = {}
+        faults: dict[int, str] = {}
+        first = 0
+        for row in plan.rows:
+            if row.score is None:
+                continue
+            part = logits[first : first + len(row.score.targets)]
+            first += len(row.score.targets)
+            vocab_size = self.inference_wrapped_model.vocab_size
+            log_probs, top_n = score_tokens(part, row.score.targets, row.score.top_n, vocab_size)
+            if any(map(math.isnan, log_probs)):
+                faults[row.request_id] = "the model's logits for the prompt are not finite"
+            else:
+                scores[row.request_id] = TokenScores(log_probs, top_n)
+        return scores, faults
+
+
+def _end_of_scoring(row: RowPlan, request: InferenceRequest) -> str | None:
+    """A request that generates nothing is done when its prompt is."""
+    is_done = request.max_generated == 0 and row.start + len(row.token_ids) == request.prompt_length
+    return "length" if is_done else None
