@@ -22,18 +22,16 @@ def find_hub_snapshot(hub_id: str, *, revision: str | None, hint: str) -> Path:
         CheckpointNotFoundError: not in the cache, and offline, or the hub does not have it or does not give it.
     """
     cached = _cached_snapshot(hub_id, revision)
-    if cached is not None and _has_weights(cached) and _has_tokenizer(cached):
-        return cached
-    has_usable_copy = cached is not None and _has_weights(cached)
+    usable = cached if cached is not None and _has_weights(cached) else None
+    if usable is not None and (_has_tokenizer(usable) or _is_offline()):
+        return usable
     if _is_offline():
-        if cached is not None and has_usable_copy:
-            return cached
         raise _not_found(hub_id, revision, hint, _offline_reason(hub_id, revision, cached))
     try:
         return _snapshot(hub_id, revision, local_files_only=False)
     except _download_errors() as error:
-        if cached is not None and has_usable_copy:
-            return cached
+        if usable is not None:  # only a tokenizer file was in doubt
+            return usable
         raise _not_found(hub_id, revision, hint, _download_reason(hub_id, error)) from error
 
 

@@ -3,6 +3,7 @@
 Gives tensors by the names they have in the files. Knows nothing of models, and reads a slice without reading the rest.
 """
 
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -59,7 +60,7 @@ class HuggingFaceCheckpoint:
         config = read_json_object(folder / CONFIG_FILE)
         _refuse_quantised(folder, config)
         generation_file = folder / GENERATION_CONFIG_FILE
-        generation_config = read_json_object(generation_file) if generation_file.exists() else {}
+        generation_config = read_json_object(generation_file) if os.path.lexists(generation_file) else {}
         if (folder / WEIGHTS_FILE).exists() or not (folder / INDEX_FILE).exists():
             return cls(folder, config, generation_config, [read_safetensors_header(folder / WEIGHTS_FILE)])
         file_of_tensor = read_shard_index(folder / INDEX_FILE)

@@ -36,7 +36,7 @@ def parse_json_object(text: bytes, *, file: Path, unique_keys: bool) -> dict[str
         BrokenCheckpointError: not JSON, not an object, or (with `unique_keys`) a key stands twice in one object.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique if unique_keys else None)
+        value = json.loads(text.decode(), object_pairs_hook=_unique if unique_keys else None)
     except _DuplicateKeyError as error:
         raise broken(file, expected="every JSON key once", found=f"{error} twice") from error
     except (ValueError, RecursionError) as error:

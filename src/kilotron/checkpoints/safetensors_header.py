@@ -16,6 +16,7 @@ from kilotron.checkpoints.json_file import parse_json_object
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_DIMENSIONS = 64
+MAX_COUNT = 2**63
 LFS_POINTER_START = b"version "  # no confusion: read as a length these bytes exceed every limit
 
 BITS_OF_DTYPE = {
@@ -138,21 +139,27 @@ def _parse_entry(file: Path, name: str, entry: Any) -> _Span:
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in BITS_OF_DTYPE:
         raise broken(file, tensor=name, expected=f"a dtype of {', '.join(BITS_OF_DTYPE)}", found=shown(dtype))
-    if not _is_counts(shape) or len(shape) > MAX_DIMENSIONS:
+    if not _is_shape(shape):
         raise broken(file, tensor=name, expected=f"a shape of up to {MAX_DIMENSIONS} counts", found=shown(shape))
     if not _is_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise broken(file, tensor=name, expected="data_offsets [begin, end]", found=shown(offsets))
     begin, end = offsets
     num_bits = math.prod(shape) * BITS_OF_DTYPE[dtype]
     if num_bits != 8 * (end - begin):
-        expected = f"{num_bits / 8:.15g} bytes for {dtype} {shown(tuple(shape))}"
+        size = f"{num_bits} bits" if num_bits % 8 else f"{num_bits // 8} bytes"
+        expected = f"{size} for {dtype} {shown(tuple(shape))}"
         raise broken(file, tensor=name, expected=expected, found=f"{end - begin} bytes (data_offsets {shown(offsets)})")
     return _Span(name, TensorInfo(file, dtype, tuple(shape), end - begin), begin, end)
 
 
+def _is_shape(value: Any) -> TypeGuard[list[int]]:
+    """Whether torch could hold it: a dim of 0 does not excuse the others, since strides are counted all the same."""
+    return _is_counts(value) and len(value) <= MAX_DIMENSIONS and math.prod(max(size, 1) for size in value) < MAX_COUNT
+
+
 def _is_counts(value: Any) -> TypeGuard[list[int]]:
     """Whether this is a list of whole numbers from 0 up; True is not a number here."""
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < MAX_COUNT for item in value)
 
 
 def _check_spans(file: Path, spans: list[_Span], data_start: int, file_bytes: int) -> None:

@@ -18,9 +18,7 @@ __all__ = ["CONFIG_FILE", "find_checkpoint_folder"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-MEGATRON_ENTRY = re.compile(
-    r"latest_checkpointed_iteration\.txt|iter_\d+|release|\.metadata|mp_rank_\d+.*|.*\.distcp|run_config\.yaml"
-)
+MEGATRON_ENTRY = re.compile(r"latest_checkpointed_iteration\.txt|iter_\d+|release|\.metadata|mp_rank_\d+.*|.*\.distcp")
 MAX_ENTRIES = 10_000  # of a folder looked at for a hint; a wrong path may lead anywhere
 
 
@@ -68,9 +66,9 @@ def _entries(folder: Path) -> list[str]:
 
 def _explain_file(path: Path) -> CheckpointError:
     if path.suffix == ".gguf":
-        return _gguf(path)
+        return _gguf_error(path)
     if path.suffix in PICKLE_ENDINGS:
-        return _pickle(path)
+        return _pickle_error(path)
     return CheckpointError(f"{path} is a file; give the folder with config.json and the weights, such as {path.parent}")
 
 
@@ -100,24 +98,24 @@ def _refuse_other_formats(folder: Path) -> None:
 
 def _refuse_other_weights(folder: Path, entries: list[str]) -> None:
     if name := _first(entries, re.compile(r".*\.gguf")):
-        raise _gguf(folder / name)
+        raise _gguf_error(folder / name)
     # Trainers leave small pickle files beside good weights; without weights, a pickle file is what there is.
     if name := _first(entries, re.compile(r".*\.(bin|pt|pth|ckpt|pkl)")):
-        raise _pickle(folder / name)
+        raise _pickle_error(folder / name)
 
 
 def _first(entries: Iterable[str], pattern: re.Pattern[str]) -> str | None:
     return next((entry for entry in entries if pattern.fullmatch(entry)), None)
 
 
-def _gguf(path: Path) -> CheckpointError:
+def _gguf_error(path: Path) -> CheckpointError:
     return CheckpointError(
         f"{path} is a GGUF file, which kilotron does not read: use the Hugging Face folder it was made from "
         "(config.json and *.safetensors)"
     )
 
 
-def _pickle(path: Path) -> CheckpointError:
+def _pickle_error(path: Path) -> CheckpointError:
     folder = path.parent
     script = (
         "from transformers import AutoModelForCausalLM as M; "
