@@ -59,7 +59,7 @@ def _cached_snapshot(hub_id: str, revision: str | None) -> Path | None:
         incomplete = getattr(error, "snapshot_path", None)  # some hub versions know that files are missing
         return Path(incomplete) if incomplete else None
     except (OSError, ValueError) as error:
-        raise CheckpointNotFoundError(f"{shown(hub_id)} is not usable as a hub id: {error}") from error
+        raise CheckpointNotFoundError(f"the hub id {shown(hub_id)} cannot be looked up: {error}") from error
 
 
 def _cache_folder() -> str | None:
