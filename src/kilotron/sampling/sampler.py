@@ -177,4 +177,4 @@ class _Step:
         return np.flatnonzero(has_flag)
 
     def _send(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self._logits.device)
+        return torch.from_numpy(values.copy()).to(self._logits.device)

@@ -1,0 +1,83 @@
+"""Tests of fixed-point weights: exact sums, the greatest logit, the inverse cumulative distribution."""
+
+import pytest
+import torch
+
+from kilotron.sampling.exact_weights import LOG2_E, draw, max_of_rows, sum_weights, to_exponents, to_weights
+
+
+def random_logits(rows: int, tokens: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, tokens, generator=torch.Generator().manual_seed(seed)) * 4
+
+
+@pytest.mark.parametrize("num_tokens", [1, 5, 63, 64, 65, 128, 1000])
+def test_greatest_logit_is_found_with_its_lowest_id(num_tokens: int) -> None:
+    logits = random_logits(50, num_tokens).round()  # many equals
+
+    best, ids = max_of_rows(logits)
+
+    assert best.tolist() == logits.amax(1).tolist()
+    assert ids.tolist() == [row.index(max(row)) for row in logits.tolist()]
+
+
+def test_greatest_logit_of_a_row_with_nan_is_nan() -> None:
+    logits = random_logits(3, 200)
+    logits[1, 170] = torch.nan
+
+    best, _ = max_of_rows(logits)
+
+    assert best.isnan().tolist() == [False, True, False]
+
+
+def test_greatest_logit_works_on_columns_of_a_wider_matrix() -> None:
+    logits = random_logits(4, 200)
+
+    assert max_of_rows(logits[:, :130])[1].tolist() == logits[:, :130].clone().argmax(1).tolist()
+
+
+def test_weights_are_probabilities_relative_to_the_greatest() -> None:
+    logits = random_logits(2, 300)
+    exponents = to_exponents(logits, logits.amax(1))
+
+    expected = (logits.double() - logits.amax(1, keepdim=True).double()).exp()
+
+    assert to_weights(exponents).double() / 2**44 == pytest.approx(expected, rel=1e-5, abs=2**-44)
+    assert to_weights(exponents).amax(1).tolist() == [2**44, 2**44]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_total_of_a_long_row_is_the_same_for_any_order_and_number_of_threads(threads: int) -> None:
+    logits = random_logits(1, 128_256)
+    exponents = to_exponents(logits, logits.amax(1), LOG2_E)
+    expected = sum(to_weights(exponents)[0].tolist())
+
+    torch.set_num_threads(threads)
+
+    assert sum_weights(exponents).tolist() == [expected]
+    assert sum_weights(exponents.flip(1)).tolist() == [expected]
+    assert sum_weights(exponents.repeat(3, 1)).tolist() == [expected] * 3
+
+
+def test_draw_walks_through_the_ids_in_order() -> None:
+    exponents = torch.log2(torch.tensor([[0.5, 0.25, 1.0, 0.25]])).repeat(8, 1)
+    uniforms = torch.tensor([0.0, 0.2499, 0.25, 0.3749, 0.375, 0.874, 0.875, 1 - 2**-53], dtype=torch.float64)
+
+    tokens = draw(exponents, torch.full((8,), -torch.inf), uniforms)
+
+    assert tokens.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_draw_agrees_with_a_walk_in_whole_numbers() -> None:
+    logits = random_logits(40, 700)
+    exponents = to_exponents(logits, logits.amax(1))
+    uniforms = torch.rand(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    thresholds = torch.linspace(-9, 0, 40)
+
+    tokens = draw(exponents, thresholds, uniforms).tolist()
+
+    for row, token in enumerate(tokens):
+        kept = exponents[row] >= thresholds[row]
+        cumulative = (to_weights(exponents[row]) * kept).cumsum(0)
+        target = int(uniforms[row].item() * float(cumulative[-1]))
+        assert token == int((cumulative > target).nonzero()[0])
+        assert kept[token]
