@@ -57,6 +57,13 @@ class DynamicInferenceEngine(AbstractEngine):
         self._requests: dict[int, InferenceRequest] = {}
         self._listeners: dict[int, Listener] = {}
         self._closed_because: str | None = None
+        self.num_tokens_generated = 0
+        self.num_requests_finished = 0
+
+    @property
+    def num_unfinished_requests(self) -> int:
+        """Requests waiting or running, each of n continuations counted."""
+        return len(self._requests)
 
     @property
     def has_unfinished_requests(self) -> bool:
@@ -111,6 +118,7 @@ class DynamicInferenceEngine(AbstractEngine):
         except Exception as error:
             return expired + self._fail_step(plan, error)
         self.scheduler.resolve_step(plan, result, {request.request_id for request in ended})
+        self.num_tokens_generated += len(result.token_ids)
         self._publish(plan)
         return expired + [self._end(request) for request in ended]
 
@@ -241,6 +249,7 @@ class DynamicInferenceEngine(AbstractEngine):
             progress.finish(reason, request.error or _error_of(request, reason))
         request.timings.finished = time.monotonic()
         request.status = _FINAL_STATUS.get(request.finish_reason or "", Status.COMPLETED)
+        self.num_requests_finished += 1
         del self._requests[request.request_id]
         listener = self._listeners.pop(request.request_id, None)
         if listener is not None:

@@ -1,5 +1,6 @@
 """EngineThread: runs an engine in a background thread for callers in any other. Callers never wait for a step."""
 
+import logging
 import queue
 import threading
 from collections.abc import Callable
@@ -7,6 +8,8 @@ from collections.abc import Callable
 from kilotron.engines.dynamic_engine import DynamicInferenceEngine, Listener
 from kilotron.errors import EngineClosedError, KilotronError, RequestNotFoundError
 from kilotron.inference_request import InferenceRequest
+
+_log = logging.getLogger(__name__)
 
 # Called in the engine's thread when a request could not be taken in after all.
 Refusal = Callable[[KilotronError], None]
@@ -71,7 +74,18 @@ class EngineThread:
             self._inbox.put(command)
 
     def _run(self) -> None:
-        while not self._is_closing or not self._inbox.empty():
+        while True:
+            try:
+                self._serve()
+                return
+            except Exception as error:
+                # A fault of ours, not of a request's. Nobody may be left waiting: the closed engine refuses
+                # whatever still comes in.
+                _log.exception("the engine failed")
+                self._engine.close(f"it failed with {type(error).__name__}: {error}")
+
+    def _serve(self) -> None:
+        while True:
             while not self._engine.has_unfinished_requests or not self._inbox.empty():
                 self._inbox.get()()
                 if self._is_closing and self._inbox.empty():

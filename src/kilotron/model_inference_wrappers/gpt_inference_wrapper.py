@@ -1,6 +1,5 @@
 """GPTInferenceWrapper: decoder-only models."""
 
-import torch
 from torch import Tensor
 
 from kilotron.model_inference_wrappers.abstract_model_inference_wrapper import AbstractModelInferenceWrapper
@@ -23,7 +22,6 @@ class GPTInferenceWrapper(AbstractModelInferenceWrapper):
         """Switches training-only behaviour off."""
         self.model.eval()
 
-    @torch.inference_mode()
     def run_one_forward_step(self, batch: InferenceBatch) -> Tensor:
         """Hidden states through all layers, logits for `batch.logits_index` only."""
         return self.model.compute_logits(self.model(batch))

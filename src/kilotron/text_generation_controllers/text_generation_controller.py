@@ -6,6 +6,7 @@ detokenize in a way of your own.
 
 import math
 
+import torch
 from torch import Tensor
 
 from kilotron.errors import InvalidRequestError, NumericalError
@@ -70,6 +71,7 @@ class TextGenerationController:
         """The growing output of an unfinished request."""
         return self._progress[request_id]
 
+    @torch.inference_mode()
     def generate_step(self, plan: StepPlan, batch: InferenceBatch) -> StepResult:
         """Runs the model and samples for every row that is due."""
         for admission in plan.admissions:

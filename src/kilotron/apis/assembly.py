@@ -1,0 +1,199 @@
+"""The only builder: from a checkpoint or ready parts to an engine. Every mode is chosen here, once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kilotron.checkpoints.huggingface import HuggingFaceCheckpoint
+from kilotron.config import InferenceConfig, MachineFacts, ModelFacts, ResolvedConfig, resolve
+from kilotron.contexts.dynamic_context import DynamicInferenceContext
+from kilotron.engines.dynamic_engine import DynamicInferenceEngine
+from kilotron.engines.request_intake import RequestIntake, RequestLimits
+from kilotron.errors import ConfigError, SamplingParamsError
+from kilotron.kernels.interface import KernelBackend, KVShape
+from kilotron.kernels.registry import choose_backend, choose_device
+from kilotron.model_inference_wrappers.gpt_inference_wrapper import GPTInferenceWrapper
+from kilotron.models.gpt_model import GPTModel
+from kilotron.models.registry import read_transformer_config
+from kilotron.models.transformer_config import TransformerConfig
+from kilotron.models.weight_loading import OnProgress, load_weights
+from kilotron.sampling.sampler import Sampler
+from kilotron.sampling.sampling_table import SamplingTable
+from kilotron.sampling_params import SamplingParams
+from kilotron.scheduling.scheduler import Scheduler
+from kilotron.scheduling.step_planner import SchedulerLimits
+from kilotron.text_generation_controllers.text_generation_controller import TextGenerationController
+from kilotron.tokenization import Tokenizer, load_tokenizer
+
+BUNDLED_MODEL = Path(__file__).parents[1] / "assets" / "tiny"
+
+# What a generation_config.json may say about sampling, by our names.
+_SAMPLING_DEFAULTS = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assembly:
+    """A ready engine and what was decided on the way."""
+
+    engine: DynamicInferenceEngine
+    config: ResolvedConfig
+    model_config: TransformerConfig
+    tokenizer: Tokenizer | None
+    default_sampling_params: SamplingParams
+    """The checkpoint's own sampling defaults."""
+    kernels_name: str
+
+
+def assemble(
+    model: str | Path | GPTModel | None,
+    tokenizer: str | Path | Tokenizer | None,
+    config: InferenceConfig,
+    *,
+    on_progress: OnProgress | None = None,
+) -> Assembly:
+    """Builds an engine.
+
+    Args:
+        model: checkpoint folder, hub id, a ready model, or None for the bundled tiny model.
+        tokenizer: its folder or a ready one; None takes the one beside the checkpoint (none for a ready model).
+        config: the engine's options.
+        on_progress: called with (bytes done, bytes in all) while weights load.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, broken or of an unknown architecture.
+        TokenizerError: the tokenizer's files are missing or broken.
+        ConfigError: an option is impossible with this model or machine.
+    """
+    if isinstance(model, GPTModel):
+        ready = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
+        return _assemble_ready(model, ready, config, generation_config={})
+    source = BUNDLED_MODEL if model is None else model
+    with HuggingFaceCheckpoint.open(source) as checkpoint:
+        kernels, machine = _choose_machine(config)
+        model_config = read_transformer_config(checkpoint.config)
+        resolved = resolve(config, _model_facts(model_config), machine)
+        if tokenizer is None:
+            tokenizer = checkpoint.folder
+        ready = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
+        built = GPTModel(model_config, kernels, resolved.max_sequence_length)
+        load_weights(built, checkpoint, getattr(torch, resolved.dtype), on_progress=on_progress)
+        return _build(built, ready, resolved, checkpoint.generation_config)
+
+
+def _assemble_ready(
+    model: GPTModel, tokenizer: Tokenizer | None, config: InferenceConfig, generation_config: Mapping[str, Any]
+) -> Assembly:
+    dtype = next(model.parameters()).dtype
+    facts = _model_facts(model.config)._replace(dtype=_dtype_name(dtype))
+    if config.dtype not in ("auto", facts.dtype):
+        raise ConfigError(f"dtype={config.dtype}, but the model given is in {facts.dtype}; leave dtype=auto or convert it")
+    machine = MachineFacts(str(model.kernels.device), "the model's", model.kernels.free_memory_bytes())
+    return _build(model, tokenizer, resolve(config, facts, machine), generation_config)
+
+
+def _choose_machine(config: InferenceConfig) -> tuple[KernelBackend, MachineFacts]:
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    device, reason = choose_device(config.device)
+    kernels = choose_backend(config.kernels, device).backend
+    return kernels, MachineFacts(device, reason, kernels.free_memory_bytes())
+
+
+def _build(
+    model: GPTModel, tokenizer: Tokenizer | None, config: ResolvedConfig, generation_config: Mapping[str, Any]
+) -> Assembly:
+    options = config.options
+    shape = KVShape(
+        num_layers=model.config.num_layers,
+        num_blocks=config.num_blocks,
+        block_size=options.block_size_tokens,
+        num_query_groups=model.config.num_query_groups,
+        kv_channels=model.config.kv_channels,
+        dtype=getattr(torch, config.dtype),
+    )
+    context = DynamicInferenceContext(
+        shape, model.kernels, max_requests=options.max_requests, max_sequence_length=config.max_sequence_length
+    )
+    table = SamplingTable(
+        max_requests=options.max_requests, vocab_size=model.config.vocab_size, device=model.kernels.device
+    )
+    sampler = Sampler(table, logprobs_mode=options.logprobs_mode)
+    controller = TextGenerationController(GPTInferenceWrapper(model), tokenizer, table=table, sampler=sampler)
+    limits = RequestLimits(
+        vocab_size=model.config.vocab_size,
+        max_sequence_length=config.max_sequence_length,
+        eos_ids=_eos_ids(generation_config, model.config, tokenizer),
+    )
+    intake = RequestIntake(controller, limits, random_seed=options.random_seed)
+    scheduler = Scheduler(_scheduler_limits(config), config.num_blocks)
+    return Assembly(
+        engine=DynamicInferenceEngine(scheduler, context, controller, intake),
+        config=config,
+        model_config=model.config,
+        tokenizer=tokenizer,
+        default_sampling_params=_sampling_defaults(generation_config),
+        kernels_name=model.kernels.name,
+    )
+
+
+def _scheduler_limits(config: ResolvedConfig) -> SchedulerLimits:
+    options = config.options
+    return SchedulerLimits(
+        block_size=options.block_size_tokens,
+        max_requests=options.max_requests,
+        max_tokens=config.max_tokens,
+        max_logits_tokens=options.max_logits_tokens,
+        max_waiting_requests=options.max_waiting_requests,
+        aging_steps=options.aging_steps,
+        enable_prefix_caching=options.enable_prefix_caching,
+        enable_chunked_prefill=options.enable_chunked_prefill,
+    )
+
+
+def _model_facts(config: TransformerConfig) -> ModelFacts:
+    kv_numbers = 2 * config.num_layers * config.num_query_groups * config.kv_channels
+    return ModelFacts(_dtype_name(config.params_dtype), config.context_length, kv_numbers)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _eos_ids(
+    generation_config: Mapping[str, Any], config: TransformerConfig, tokenizer: Tokenizer | None
+) -> frozenset[int]:
+    """The ids that end a text: generation_config.json's, else config.json's, else the tokenizer's."""
+    named = generation_config.get("eos_token_id")
+    if isinstance(named, int):
+        return frozenset((named,))
+    if isinstance(named, Sequence):
+        return frozenset(named)
+    if config.eos_token_ids:
+        return frozenset(config.eos_token_ids)
+    if tokenizer is not None and tokenizer.eos_id is not None:
+        return frozenset((tokenizer.eos_id,))
+    return frozenset()
+
+
+def _sampling_defaults(generation_config: Mapping[str, Any]) -> SamplingParams:
+    """What the checkpoint recommends; greedy if it says so, plain sampling if it says nothing."""
+    if generation_config.get("do_sample") is False:
+        return SamplingParams(temperature=0.0)
+    values = {
+        ours: generation_config[theirs]
+        for theirs, ours in _SAMPLING_DEFAULTS.items()
+        if generation_config.get(theirs) is not None
+    }
+    try:
+        return SamplingParams(**values)
+    except SamplingParamsError as error:
+        raise ConfigError(f"generation_config.json: {error}") from error

@@ -1,0 +1,174 @@
+"""MegatronAsyncLLM: the asynchronous API. The engine runs in one background thread; callers await."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from kilotron.apis.assembly import assemble
+from kilotron.apis.llm import Conversation, Params, merge_config
+from kilotron.apis.prompts import as_prompts, chat_prompts, is_single_prompt, scoring_params
+from kilotron.async_stream import AsyncStream
+from kilotron.config import InferenceConfig, ResolvedConfig
+from kilotron.contexts.dynamic_context import DynamicInferenceContext
+from kilotron.engines.dynamic_engine import DynamicInferenceEngine
+from kilotron.engines.engine_thread import EngineThread
+from kilotron.engines.request_intake import Prompt
+from kilotron.errors import KilotronError
+from kilotron.inference_request import InferenceRequest
+from kilotron.models.gpt_model import GPTModel
+from kilotron.models.weight_loading import OnProgress
+from kilotron.sampling_params import SamplingParams
+from kilotron.text_generation_controllers.generation_progress import StreamItem
+from kilotron.text_generation_controllers.text_generation_controller import TextGenerationController
+from kilotron.tokenization import Tokenizer
+
+
+class MegatronAsyncLLM:
+    """Like `MegatronLLM`, for callers inside a running event loop; any number of calls may be under way at once.
+
+    Building it loads the model and blocks; all else is awaited. A single prompt gives a single request, a list of
+    prompts a list. Cancelling a call aborts its requests.
+
+    Example:
+        >>> async with MegatronAsyncLLM() as llm:
+        ...     request = await llm.generate("Once upon a time")
+    """
+
+    def __init__(
+        self,
+        model: str | Path | GPTModel | None = None,
+        tokenizer: str | Path | Tokenizer | None = None,
+        *,
+        inference_config: InferenceConfig | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Any,
+    ) -> None:
+        config = merge_config(inference_config, options)
+        self._assembly = assemble(model, tokenizer, config, on_progress=on_progress)
+        self._thread = EngineThread(self._assembly.engine)
+
+    @property
+    def engine(self) -> DynamicInferenceEngine:
+        """The engine, for experts. Its methods belong to the background thread."""
+        return self._assembly.engine
+
+    @property
+    def context(self) -> DynamicInferenceContext:
+        """The engine's context, for experts."""
+        return self.engine.context
+
+    @property
+    def controller(self) -> TextGenerationController:
+        """The engine's controller, for experts."""
+        return self.engine.controller
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer; None when there is none."""
+        return self._assembly.tokenizer
+
+    @property
+    def config(self) -> ResolvedConfig:
+        """The options without any "auto", and why each is as it is."""
+        return self._assembly.config
+
+    @property
+    def is_primary_rank(self) -> bool:
+        """Whether this process takes prompts; always so when the engine runs in it."""
+        return True
+
+    async def generate(
+        self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None
+    ) -> InferenceRequest | list[InferenceRequest]:
+        """Continues one prompt (gives one request) or many (gives a list).
+
+        Raises:
+            InvalidRequestError: a prompt or its params are wrong; nothing was started.
+            EngineClosedError: the engine was shut down.
+        """
+        requests = self.engine.build_all(as_prompts(prompts), sampling_params)
+        await self._run(requests)
+        return requests[0] if is_single_prompt(prompts) else requests
+
+    async def generate_stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+    ) -> AsyncIterator[StreamItem]:
+        """Yields one prompt's continuation as it grows; leaving early aborts it.
+
+        Raises:
+            InvalidRequestError: the prompt or its params are wrong.
+            KilotronError: the request failed.
+        """
+        request = self.engine.build_streaming(prompt, sampling_params)
+        stream: AsyncStream[StreamItem] = AsyncStream(
+            request.request_id, combine=StreamItem.followed_by, cancel=self._thread.abort
+        )
+
+        def listen(request: InferenceRequest, item: StreamItem) -> None:
+            stream.put(item)
+            if item.finish_reason is not None:
+                stream.finish(request.error)
+
+        self._thread.submit(request, listen, stream.finish)
+        async for item in stream:
+            yield item
+
+    async def chat(
+        self, messages: Conversation | Sequence[Conversation], sampling_params: Params = None, **variables: object
+    ) -> InferenceRequest | list[InferenceRequest]:
+        """Answers one conversation or many; `variables` go to the chat template.
+
+        Raises:
+            ChatTemplateError: the model has no chat template, or it refuses the messages.
+        """
+        prompts = chat_prompts(self.tokenizer, messages, variables)
+        is_single = not isinstance(messages[0], Sequence)
+        return await self.generate(prompts[0] if is_single else prompts, sampling_params)
+
+    async def score(
+        self, prompts: Prompt | Sequence[Prompt], *, top_n_logprobs: int = 0
+    ) -> InferenceRequest | list[InferenceRequest]:
+        """Log-probabilities of the prompts' own tokens, in `prompt_log_probs`."""
+        return await self.generate(prompts, scoring_params(top_n_logprobs))
+
+    async def shutdown(self) -> None:
+        """Aborts what runs, ends the thread and gives the engine's memory back. Idempotent."""
+        await asyncio.to_thread(self._thread.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.shutdown()
+
+    async def _run(self, requests: list[InferenceRequest]) -> None:
+        """Submits and waits for all; whatever interrupts the wait aborts what is left."""
+        loop = asyncio.get_running_loop()
+        waits: dict[int, asyncio.Future[None]] = {
+            choice.request_id: loop.create_future() for request in requests for choice in request.choices
+        }
+
+        def settle(request_ids: list[int], error: KilotronError | None) -> None:
+            for request_id in request_ids:
+                if not waits[request_id].done():
+                    waits[request_id].set_exception(error) if error else waits[request_id].set_result(None)
+
+        def listen(request: InferenceRequest, item: StreamItem) -> None:
+            if item.finish_reason is not None:
+                loop.call_soon_threadsafe(settle, [request.request_id], None)
+
+        try:
+            for request in requests:
+                ids = [choice.request_id for choice in request.choices]
+                self._thread.submit(
+                    request, listen, lambda error, ids=ids: loop.call_soon_threadsafe(settle, ids, error)
+                )
+            await asyncio.gather(*waits.values())
+        finally:
+            for request_id, wait in waits.items():
+                if not wait.done() or wait.cancelled():
+                    self._thread.abort(request_id)

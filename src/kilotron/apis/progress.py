@@ -1,0 +1,55 @@
+"""A progress bar over an engine's requests, on standard error and only for people."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from kilotron.engines.dynamic_engine import DynamicInferenceEngine
+
+# Work shorter than this shows nothing.
+_DELAY_S = 1.0
+_REFRESH_S = 0.1
+
+
+class RequestProgressBar:
+    """Shows finished requests, tokens per second and the time left, once work has gone on for a moment.
+
+    Args:
+        engine: whose requests; all that are unfinished when the first step is done count.
+        is_wanted: None shows the bar on a terminal only.
+    """
+
+    def __init__(self, engine: DynamicInferenceEngine, is_wanted: bool | None) -> None:
+        self._engine = engine
+        self._is_wanted = sys.stderr.isatty() if is_wanted is None else is_wanted
+        self._started = self._drawn = time.monotonic()
+        self._tokens_before = engine.num_tokens_generated
+        self._finished_before = engine.num_requests_finished
+        self._bar: Any = None
+
+    def update(self) -> None:
+        """Called after each step."""
+        now = time.monotonic()
+        if not self._is_wanted or now - self._started < _DELAY_S or now - self._drawn < _REFRESH_S:
+            return
+        self._drawn = now
+        finished = self._engine.num_requests_finished - self._finished_before
+        if self._bar is None:
+            from tqdm import tqdm  # imported when there is something to show
+
+            total = finished + self._engine.num_unfinished_requests
+            self._bar = tqdm(total=total, unit="request", dynamic_ncols=True, leave=False, file=sys.stderr)
+        tokens = self._engine.num_tokens_generated - self._tokens_before
+        self._bar.set_postfix_str(f"{tokens / (now - self._started):.1f} tokens/s", refresh=False)
+        self._bar.n = finished
+        self._bar.refresh()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
