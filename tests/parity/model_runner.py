@@ -76,7 +76,9 @@ class ModelRunner:
     def _extended_row(self, number: int, tokens: list[int]) -> Row:
         row = self.rows.setdefault(number, Row())
         while len(row.block_ids) * BLOCK_SIZE < row.num_computed + len(tokens):
-            row.block_ids.append(self.free_blocks.pop())
+            block_id = self.free_blocks.pop()
+            self.model.kernels.clear_kv_blocks(self.kv_layers, [block_id])
+            row.block_ids.append(block_id)
         return row
 
     def _batch(self, rows: list[Row], tokens: list[list[int]]) -> InferenceBatch:

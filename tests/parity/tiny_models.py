@@ -193,7 +193,6 @@ CASES: dict[str, ModelCase] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
         },
         final_logit_softcapping=3.0,
-        attn_logit_softcapping=4.0,
     ),
     "olmo2": ModelCase("Olmo2ForCausalLM", "Olmo2Config", DECODER),
     "olmo2-mha": ModelCase("Olmo2ForCausalLM", "Olmo2Config", DECODER | {"num_key_value_heads": 4}),

@@ -18,6 +18,7 @@ from kilotron.checkpoints.weight_names import TensorSource, WeightNames, rearran
 from kilotron.errors import BrokenCheckpointError
 from kilotron.models.gpt_model import GPTModel
 from kilotron.models.layers.linear import Linear
+from kilotron.models.layers.mixture_of_experts import ExpertLinear
 from kilotron.models.registry import find_architecture
 
 logger = logging.getLogger(__name__)
@@ -74,11 +75,14 @@ class PlannedTensor(NamedTuple):
         rows, *rest = self.shape[1:] if self.is_stacked else self.shape
         shapes = {}
         for names in self.source.stacks:
-            sizes: Sequence[int] = (rows,) if len(names) == 1 else getattr(self.module, "output_sizes")  # noqa: B009
+            sizes = (rows,) if len(names) == 1 else self._output_sizes()
             for name, size in zip(names, sizes, strict=True):
                 shape = (size, *rest)
                 shapes[name] = shape[::-1] if self.source.arrangement == "transposed" else shape
         return shapes
+
+    def _output_sizes(self) -> tuple[int, ...]:
+        return self.module.output_sizes if isinstance(self.module, Linear | ExpertLinear) else ()
 
 
 def load_weights(
