@@ -400,7 +400,7 @@ TOPICS: tuple[tuple[Callable[[Random], Exchange], float], ...] = (
     (small_talk, 9),
     (trivia, 9),
     (colour, 7),
-    (sums, 26),
+    (sums, 30),
     (compare_numbers, 2),
     (counting, 3),
     (order, 5),
@@ -445,7 +445,7 @@ def single(rng: Random) -> Exchange:
 def conversation(rng: Random) -> list[dict[str, str]]:
     """A whole dialogue as chat messages."""
     dice = rng.random()
-    if dice < 0.08:
+    if dice < 0.1:
         turns = with_memory(rng)
     else:
         turns = [single(rng) for _ in range(rng.choices((1, 2, 3, 4), (60, 22, 12, 6))[0])]
