@@ -72,12 +72,13 @@ def test_rows_of_one_batch_give_the_logits_of_transformers(pair: Pair) -> None:
         assert_close(logits, pair.expected(tokens)[number + 1 :])
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.15), (torch.float16, 0.02)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.06), (torch.float16, 0.01)])
 def test_half_precision_stays_near_float32(pair: Pair, dtype: torch.dtype, tolerance: float) -> None:
     tokens = pair.tokens(24)
     logits, expected = pair.runner(dtype).step({0: tokens})[0], pair.expected(tokens)
     assert logits.dtype == torch.float32
-    assert (logits - expected).abs().mean() < tolerance * expected.std()
+    # The median, because a rounded router may send a token to another expert, which changes that token's logits a lot.
+    assert (logits - expected).abs().median() < tolerance * expected.std()
 
 
 def test_dynamic_rope_beyond_the_original_length_equals_cached_decoding_in_transformers(tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
 """Tiny random transformers models, one for each architecture and variation, made with a fixed seed.
 
 Every parameter is random, norms and biases too, so that one that is not loaded or not used shows in the logits.
-Prompts for parity must be longer than LONGEST_PLAIN_PROMPT where a window or a long rope regime is to be seen, and fit
-`ModelCase.max_sequence_length`.
+Windows are at most 7 tokens wide; a prompt must be longer to see them.
 """
 
 from collections.abc import Callable
@@ -16,7 +15,6 @@ from transformers import PreTrainedModel
 
 VOCAB_SIZE = 128
 MAX_SEQUENCE_LENGTH = 128
-LONGEST_PLAIN_PROMPT = 8
 
 DECODER: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -30,6 +28,7 @@ DECODER: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
     "tie_word_embeddings": False,
+    "rms_norm_eps": 1e-3,  # large enough to be seen
 }
 GPT2: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -39,10 +38,11 @@ GPT2: dict[str, Any] = {
     "n_positions": MAX_SEQUENCE_LENGTH,
     "bos_token_id": 1,
     "eos_token_id": 2,
+    "layer_norm_epsilon": 1e-3,
 }
-GPT_NEOX: dict[str, Any] = {name: value for name, value in DECODER.items() if name != "num_key_value_heads"} | {
-    "hidden_size": 64,
-}
+GPT_NEOX: dict[str, Any] = {
+    name: value for name, value in DECODER.items() if name not in ("num_key_value_heads", "rms_norm_eps")
+} | {"hidden_size": 64, "layer_norm_eps": 1e-3}
 GEMMA: dict[str, Any] = DECODER | {
     "head_dim": 16,
     "query_pre_attn_scalar": 24,
@@ -52,7 +52,7 @@ GEMMA: dict[str, Any] = DECODER | {
 }
 EXPERTS: dict[str, Any] = DECODER | {
     "head_dim": 16,
-    "num_experts": 8,
+    "num_experts": 6,
     "num_experts_per_tok": 3,
     "moe_intermediate_size": 24,
 }

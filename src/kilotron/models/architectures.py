@@ -152,8 +152,6 @@ def read_gemma2(fields: ConfigFields) -> TransformerConfig:
 def read_gemma3(fields: ConfigFields) -> TransformerConfig:
     """Gemma-2 with norms of query and key, its soft-caps off, and a rotation of their own for layers with a window."""
     pattern = "_sliding_window_pattern" if "_sliding_window_pattern" in fields else "sliding_window_pattern"
-    if fields.flag("use_bidirectional_attention", False):
-        raise fields.wrong("use_bidirectional_attention", "false: only causal attention is implemented")
     return TransformerConfig(
         **_gemma(fields),
         **_gemma3_rope(fields),
@@ -200,6 +198,8 @@ def _qwen3(fields: ConfigFields) -> dict[str, Any]:
 
 
 def _gemma(fields: ConfigFields) -> dict[str, Any]:
+    if fields.flag("use_bidirectional_attention", False):
+        raise fields.wrong("use_bidirectional_attention", "false: only causal attention is implemented")
     attention_bias = fields.flag("attention_bias", False)
     return {
         **_sizes(fields),

@@ -42,7 +42,8 @@ def read_rope_scaling(fields: ConfigFields, rope: ConfigFields) -> RopeScaling |
         return None
     if kind_name not in KINDS:
         raise rope.wrong("rope_type" if "rope_type" in rope else "type", f"one of {', '.join(['default', *KINDS])}")
-    kind = KINDS[kind_name]
+    # Early Phi-3 files say "yarn" and mean longrope; only the latter has lists of factors.
+    kind: RopeScalingKind = "longrope" if "short_factor" in rope else KINDS[kind_name]
     length = fields.integer("max_position_embeddings")
     original_length = length
     if kind in ("llama3", "yarn", "longrope"):

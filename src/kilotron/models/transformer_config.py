@@ -132,7 +132,8 @@ class TransformerConfig:
         self._check_values()
         self._check_attention()
         self._check_experts()
-        _check_length("layer_windows", self.layer_windows, self.num_layers)
+        if self.layer_windows:
+            _check_length("layer_windows", self.layer_windows, self.num_layers)
         if any(window is not None and window <= 0 for window in self.layer_windows):
             raise CheckpointError(f"layer_windows = {self.layer_windows}: a window must be positive")
         if self.use_parallel_residual and self.norm_placement != "pre":
@@ -196,8 +197,8 @@ class TransformerConfig:
             )
         scaling = self.rope_scaling
         if scaling is not None and scaling.kind == "longrope":
-            _check_length("short_factor", scaling.short_factor or (None,), self.rotary_channels // 2)
-            _check_length("long_factor", scaling.long_factor or (None,), self.rotary_channels // 2)
+            _check_length("short_factor", scaling.short_factor, self.rotary_channels // 2)
+            _check_length("long_factor", scaling.long_factor, self.rotary_channels // 2)
 
     def _check_experts(self) -> None:
         if self.num_moe_experts is None:
@@ -210,9 +211,10 @@ class TransformerConfig:
             raise CheckpointError("moe_ffn_hidden_size = None: experts need a size")
         if not self.gated_linear_unit:
             raise CheckpointError("gated_linear_unit = False: experts without a gate are not implemented")
-        _check_length("moe_layer_freq", self.moe_layer_freq, self.num_layers)
+        if self.moe_layer_freq:
+            _check_length("moe_layer_freq", self.moe_layer_freq, self.num_layers)
 
 
 def _check_length(field: str, values: Sequence[object], length: int) -> None:
-    if values and len(values) != length:
+    if len(values) != length:
         raise CheckpointError(f"{field} has {len(values)} entries, {length} are needed")

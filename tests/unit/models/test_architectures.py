@@ -66,12 +66,13 @@ def test_old_and_new_rope_fields_mean_the_same(kind: str, extra: dict[str, Any],
     assert old.context_length == context_length
 
 
-def test_phi3_longrope_under_its_first_name() -> None:
+@pytest.mark.parametrize("name", ["su", "yarn", "longrope"])
+def test_phi3_longrope_under_all_the_names_it_had(name: str) -> None:
     factors = [1.0 + i / 8 for i in range(8)]
     config = read(
         "Phi3ForCausalLM",
         original_max_position_embeddings=512,
-        rope_scaling={"type": "su", "short_factor": factors, "long_factor": factors},
+        rope_scaling={"type": name, "short_factor": factors, "long_factor": factors},
         sliding_window=128,
     )
     assert config.rope_scaling is not None
@@ -168,9 +169,16 @@ def test_an_impossible_field_is_named_with_its_value(fields: dict[str, Any], mes
 
 
 def test_longrope_needs_one_factor_per_frequency() -> None:
-    scaling = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0] * 7}
-    with pytest.raises(CheckpointError, match="long_factor has 7 entries, 8 are needed"):
-        read("Phi3ForCausalLM", rope_scaling=scaling)
+    for long_factor, number in (([1.0] * 7, 7), (None, 0)):
+        scaling = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": long_factor}
+        with pytest.raises(CheckpointError, match=f"long_factor has {number} entries, 8 are needed"):
+            read("Phi3ForCausalLM", rope_scaling=scaling)
+
+
+def test_bidirectional_gemma_is_refused() -> None:
+    for architecture in ("Gemma2ForCausalLM", "Gemma3ForCausalLM"):
+        with pytest.raises(CheckpointError, match="only causal attention is implemented"):
+            read(architecture, use_bidirectional_attention=True)
 
 
 def test_unknown_layer_types_are_refused() -> None:
