@@ -13,7 +13,7 @@ from torch import Tensor
 from kilotron.sampling.exact_weights import WEIGHT_BITS, max_of_rows, sum_weights, to_exponents
 
 # Bounds the temporary tensors (24 bytes per element); buffers of this size are reused by the allocator.
-_CHUNK_ELEMENTS = 2**21
+_CHUNK_ELEMENTS = 2**20
 
 
 def score_tokens(

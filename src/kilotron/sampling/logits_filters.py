@@ -64,7 +64,7 @@ def modify_logits_for_top_p_filtering(logits: Tensor, top_p: float) -> None:
     """
     if not 0.0 < top_p < 1.0:
         return
-    exponents = to_exponents(logits.float(), max_of_rows(logits)[0])
+    exponents = to_exponents(logits.float(), max_of_rows(logits)[0].float())
     limits = Truncation(
         torch.zeros(len(logits), dtype=torch.int64, device=logits.device),
         torch.full((len(logits),), top_p, dtype=torch.float64, device=logits.device),
@@ -166,4 +166,4 @@ def _on(rows: np.ndarray, like: Tensor) -> Tensor:
 
 def _take(exponents: Tensor, rows: Tensor) -> Tensor:
     """Some rows, without a copy when it is all of them."""
-    return exponents if len(rows) == len(exponents) else exponents[rows]
+    return exponents if len(rows) == len(exponents) else exponents.index_select(0, rows)

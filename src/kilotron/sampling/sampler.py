@@ -10,24 +10,22 @@ Letters: R rows, V padded vocabulary.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kilotron.errors import ConfigError
-from kilotron.sampling.exact_weights import LOG2_E, draw, max_of_rows, to_exponents
+from kilotron.sampling.exact_weights import draw, max_of_rows, to_exponents
 from kilotron.sampling.log_probs import score_tokens
 from kilotron.sampling.logits_filters import Truncation, draw_truncated
 from kilotron.sampling.random_uniform import uniforms
 from kilotron.sampling.row_edits import apply_edits
 from kilotron.sampling.sampling_table import RowFlags, SamplingTable
 
-LogprobsMode = Literal["raw_logprobs", "processed_logprobs"]
-
 # Bounds the temporary tensors (16 bytes per element); buffers of this size are reused by the allocator.
-_CHUNK_ELEMENTS = 2**21
+_CHUNK_ELEMENTS = 2**20
 _LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs")
 
 
@@ -51,7 +49,7 @@ class Sampler:
         logprobs_mode: "raw_logprobs" reports the model's own log-probs, "processed_logprobs" those after all filters.
     """
 
-    def __init__(self, table: SamplingTable, *, logprobs_mode: LogprobsMode = "raw_logprobs") -> None:
+    def __init__(self, table: SamplingTable, *, logprobs_mode: str = "raw_logprobs") -> None:
         if logprobs_mode not in _LOGPROBS_MODES:
             raise ConfigError(f"logprobs_mode must be one of {', '.join(_LOGPROBS_MODES)}, not {logprobs_mode!r}")
         self._table = table
@@ -116,12 +114,12 @@ class _Step:
             return
         if keeps_raw:
             scored = self._send(self._rows_with(RowFlags.EDITED | RowFlags.SCORED))
-            self._raw = scored, self._logits[scored]
+            self._raw = scored, self._logits.index_select(0, scored)
         numbers = rows.tolist()
         edits = [table.edits_of(self._slots[row]) for row in numbers]
         apply_edits(self._logits, numbers, edits, [self._positions[row] for row in numbers])
         index = self._send(rows)
-        best, ids = max_of_rows(self._logits[index])
+        best, ids = max_of_rows(self._logits.index_select(0, index))
         self._best[index] = best
         self._token_ids[rows] = ids.cpu().numpy()
         for row in rows[~torch.isfinite(best).cpu().numpy()].tolist():
@@ -144,27 +142,30 @@ class _Step:
         columns = self._columns[rows]
         index = self._send(rows)
         numbers = self._send(uniforms(columns["seed"], np.asarray(self._positions, dtype=np.int64)[rows]))
-        exponents = to_exponents(self._logits[index], self._best[index], self._send(columns["scale"])[:, None])
+        inverse_temperature = self._send(columns["inverse_temperature"])
+        exponents = to_exponents(self._logits.index_select(0, index), self._best[index], inverse_temperature)
         thresholds = self._send(columns["min_exponent"])
         if columns["flags"][0] & RowFlags.TRUNCATED:
             limits = Truncation(self._send(columns["top_k"]), self._send(columns["top_p"]))
             tokens, thresholds = draw_truncated(exponents, thresholds, limits, numbers)
         else:
-            tokens = draw(exponents, thresholds, numbers)
+            has_thresholds = bool(np.isfinite(columns["min_exponent"]).any())
+            tokens = draw(exponents, thresholds if has_thresholds else None, numbers)
         self._token_ids[rows] = tokens.cpu().numpy()
         if writes_processed:
             kept = torch.where(exponents >= thresholds[:, None], exponents, -torch.inf)
-            self._logits[index] = kept.mul_(1.0 / LOG2_E)
+            self._logits.index_copy_(0, index, kept)
 
     def score(self, vocab_size: int) -> None:
         """Log-probs of the sampled tokens, in groups of equal `top_n`."""
         if self._raw is not None:
-            index, raw = self._raw
-            self._logits[index] = raw
+            self._logits.index_copy_(0, *self._raw)
         rows = self._rows_with(RowFlags.SCORED)
         for top_n in np.unique(self._columns["top_n"][rows]).tolist():
             group = rows[self._columns["top_n"][rows] == top_n]
-            chosen = self._logits if len(group) == len(self._logits) else self._logits[self._send(group)]
+            chosen = (
+                self._logits if len(group) == len(self._logits) else self._logits.index_select(0, self._send(group))
+            )
             log_probs, listed = score_tokens(chosen, self._token_ids[group].tolist(), top_n, vocab_size)
             for place, row in enumerate(group.tolist()):
                 self._log_probs[row] = log_probs[place]

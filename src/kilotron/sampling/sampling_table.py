@@ -7,20 +7,20 @@ import numpy as np
 import torch
 
 from kilotron.errors import ConfigError
-from kilotron.sampling.exact_weights import LOG2_E, MAX_VOCABULARY
+from kilotron.sampling.exact_weights import MAX_VOCABULARY
 from kilotron.sampling.row_edits import Penalties, RowEdits
 from kilotron.sampling_params import SamplingParams
 
 _SEED_MASK = 0xFFFF_FFFF_FFFF_FFFF
-# Keeps log2(e) / temperature and its product with a logit's distance from the greatest finite.
-_MAX_SCALE = 1e30
+# Its inverse is finite as float32. So low a temperature is greedy, but for equals.
+_LEAST_TEMPERATURE = 1e-30
 
 _COLUMNS = np.dtype(
     [
         ("flags", np.uint8),
         ("seed", np.uint64),
-        ("scale", np.float32),  # log2(e) / temperature
-        ("min_exponent", np.float32),  # log2(min_p)
+        ("inverse_temperature", np.float32),
+        ("min_exponent", np.float32),  # log(min_p)
         ("top_k", np.int64),  # 0 keeps all
         ("top_p", np.float64),  # 1 keeps all
         ("top_n", np.int64),
@@ -82,8 +82,8 @@ class SamplingTable:
         self._columns[slot] = (
             flags,
             seed & _SEED_MASK,
-            min(LOG2_E / params.temperature, _MAX_SCALE) if params.temperature else 0.0,
-            np.log2(params.min_p) if params.min_p else -np.inf,
+            1.0 / max(params.temperature, _LEAST_TEMPERATURE),
+            np.log(params.min_p) if params.min_p else -np.inf,
             top_k,
             params.top_p or 1.0,
             params.top_n_logprobs,
@@ -109,7 +109,7 @@ class SamplingTable:
                 edits.record(token_id)
 
     def read(self, slots: Sequence[int]) -> np.ndarray:
-        """[R] records of the slots' columns: flags, seed, scale, min_exponent, top_k, top_p, top_n."""
+        """[R] records of the slots' columns: see `_COLUMNS`."""
         return self._columns[np.asarray(slots, dtype=np.int64)]
 
     def edits_of(self, slot: int) -> RowEdits:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kilotron.sampling.sampler import LogprobsMode, SampledTokens, Sampler
+from kilotron.sampling.sampler import SampledTokens, Sampler
 from kilotron.sampling.sampling_table import SamplingTable
 from kilotron.sampling_params import SamplingParams
 
@@ -49,7 +49,7 @@ def make_table(requests: list[Request], vocab_size: int) -> SamplingTable:
 
 
 def sample(
-    logits: Tensor, requests: list[Request], mode: LogprobsMode = "raw_logprobs", vocab_size: int | None = None
+    logits: Tensor, requests: list[Request], mode: str = "raw_logprobs", vocab_size: int | None = None
 ) -> SampledTokens:
     """The next token of each request; `logits` [requests, V] are left as they are."""
     sampler = Sampler(make_table(requests, vocab_size or logits.shape[1]), logprobs_mode=mode)

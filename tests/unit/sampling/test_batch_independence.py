@@ -55,7 +55,7 @@ def make_logits(rows: int, tokens: int, *, seed: int, is_coarse: bool) -> torch.
     mode=st.sampled_from(["raw_logprobs", "processed_logprobs"]),
 )
 def test_a_row_alone_and_in_a_crowd_gives_the_same_bits(
-    crowd: list[Request], seed: int, is_coarse: bool, mode: Any
+    crowd: list[Request], seed: int, is_coarse: bool, mode: str
 ) -> None:
     logits = make_logits(len(crowd), VOCAB, seed=seed, is_coarse=is_coarse)
 
@@ -69,7 +69,7 @@ def test_a_row_alone_and_in_a_crowd_gives_the_same_bits(
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("mode", ["raw_logprobs", "processed_logprobs"])
-def test_long_rows_give_the_same_bits_alone_reversed_and_on_any_number_of_threads(threads: int, mode: Any) -> None:
+def test_long_rows_give_the_same_bits_alone_reversed_and_on_any_number_of_threads(threads: int, mode: str) -> None:
     fields = [{}, {"top_k": 50}, {"top_p": 0.95}, {"temperature": 0}, {"min_p": 0.1}, {"top_k": 2000, "top_p": 0.9}] * 4
     crowd = [
         Request(SamplingParams(**field, return_log_probs=True, top_n_logprobs=3), seed=seed)
