@@ -49,7 +49,7 @@ format: $(VENV)/.stamp-dev ## rewrite the sources in the house format
 	$(VENV)/bin/ruff check --fix-only --quiet .
 	$(VENV)/bin/ruff format .
 
-bench: $(VENV)/.stamp-package ## every benchmarks/bench_*.py, one after the other
+bench: $(VENV)/.stamp-dev ## every benchmarks/bench_*.py, one after the other
 	@set -e; found=; for file in benchmarks/bench_*.py; do \
 	  [ -e "$$file" ] || continue; found=1; echo "== $$file"; $(VENV_PYTHON) "$$file" $(BENCH_ARGS); done; \
 	  [ -n "$$found" ] || echo "There are no benchmarks yet."

@@ -11,7 +11,12 @@ SOURCE_ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 # (path or path::symbol, check) -> reason. A path is relative to src/kilotron, a symbol is a dotted name inside the
 # file, the check is the word in brackets in the gate's message. When a limit hurts, a noun is missing: find it before
 # you write a line here. A waiver that excuses nothing fails the gate.
-WAIVERS: dict[tuple[str, str], str] = {}
+WAIVERS: dict[tuple[str, str], str] = {
+    (
+        "tokenization/tokenizer_files.py::parse_backend",
+        "broad-except",
+    ): "the tokenizers library raises bare Exception for a file it cannot parse; it becomes a TokenizerError",
+}
 
 
 def paths_of_sources() -> list[str]:

@@ -177,7 +177,9 @@ class SamplingParams:
 
     def _accept_alias(self, alias: str, name: str, value: Any, unset: Any) -> None:
         if getattr(self, name) != unset and getattr(self, name) != value:
-            raise SamplingParamsError(f"{alias}={value!r} is an alias of {name}={getattr(self, name)!r}; give one of them")
+            raise SamplingParamsError(
+                f"{alias}={value!r} is an alias of {name}={getattr(self, name)!r}; give one of them"
+            )
         setattr(self, name, value)
 
     def _accept_logprobs(self, logprobs: int | None, prompt_logprobs: int | None) -> None:
@@ -228,8 +230,8 @@ class SamplingParams:
             _check_int("num_tokens_total", self.num_tokens_total, 1, 2**31)
             if self.num_tokens_to_generate is not None:
                 raise SamplingParamsError(
-                    f"num_tokens_total={self.num_tokens_total} and num_tokens_to_generate={self.num_tokens_to_generate} "
-                    "exclude each other; give one of them"
+                    f"num_tokens_total={self.num_tokens_total} and num_tokens_to_generate="
+                    f"{self.num_tokens_to_generate} exclude each other; give one of them"
                 )
         if self.num_tokens_to_generate is not None and self.min_tokens > self.num_tokens_to_generate:
             raise SamplingParamsError(

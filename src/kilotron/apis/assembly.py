@@ -95,7 +95,9 @@ def _assemble_ready(
     dtype = next(model.parameters()).dtype
     facts = _model_facts(model.config)._replace(dtype=_dtype_name(dtype))
     if config.dtype not in ("auto", facts.dtype):
-        raise ConfigError(f"dtype={config.dtype}, but the model given is in {facts.dtype}; leave dtype=auto or convert it")
+        raise ConfigError(
+            f"dtype={config.dtype}, but the model given is in {facts.dtype}; leave dtype=auto or convert it"
+        )
     machine = MachineFacts(str(model.kernels.device), "the model's", model.kernels.free_memory_bytes())
     return _build(model, tokenizer, resolve(config, facts, machine), generation_config)
 

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from kilotron.apis.assembly import assemble
 from kilotron.apis.llm import Conversation, Params, merge_config
+from kilotron.apis.pending_requests import PendingRequests
 from kilotron.apis.prompts import as_prompts, chat_prompts, is_single_prompt, scoring_params
 from kilotron.async_stream import AsyncStream
 from kilotron.config import InferenceConfig, ResolvedConfig
@@ -15,7 +16,6 @@ from kilotron.contexts.dynamic_context import DynamicInferenceContext
 from kilotron.engines.dynamic_engine import DynamicInferenceEngine
 from kilotron.engines.engine_thread import EngineThread
 from kilotron.engines.request_intake import Prompt
-from kilotron.errors import KilotronError
 from kilotron.inference_request import InferenceRequest
 from kilotron.models.gpt_model import GPTModel
 from kilotron.models.weight_loading import OnProgress
@@ -147,28 +147,11 @@ class MegatronAsyncLLM:
 
     async def _run(self, requests: list[InferenceRequest]) -> None:
         """Submits and waits for all; whatever interrupts the wait aborts what is left."""
-        loop = asyncio.get_running_loop()
-        waits: dict[int, asyncio.Future[None]] = {
-            choice.request_id: loop.create_future() for request in requests for choice in request.choices
-        }
-
-        def settle(request_ids: list[int], error: KilotronError | None) -> None:
-            for request_id in request_ids:
-                if not waits[request_id].done():
-                    waits[request_id].set_exception(error) if error else waits[request_id].set_result(None)
-
-        def listen(request: InferenceRequest, item: StreamItem) -> None:
-            if item.finish_reason is not None:
-                loop.call_soon_threadsafe(settle, [request.request_id], None)
-
+        pending = PendingRequests(requests)
         try:
             for request in requests:
-                ids = [choice.request_id for choice in request.choices]
-                self._thread.submit(
-                    request, listen, lambda error, ids=ids: loop.call_soon_threadsafe(settle, ids, error)
-                )
-            await asyncio.gather(*waits.values())
+                self._thread.submit(request, pending.listen, pending.refuse)
+            await pending.wait()
         finally:
-            for request_id, wait in waits.items():
-                if not wait.done() or wait.cancelled():
-                    self._thread.abort(request_id)
+            for request_id in pending.unfinished_ids:
+                self._thread.abort(request_id)

@@ -32,9 +32,7 @@ def as_prompts(prompts: Any) -> list[Prompt]:
     return list(prompts)
 
 
-def chat_prompts(
-    tokenizer: Tokenizer | None, messages: Any, variables: Mapping[str, object]
-) -> list[Prompt]:
+def chat_prompts(tokenizer: Tokenizer | None, messages: Any, variables: Mapping[str, object]) -> list[Prompt]:
     """Each conversation as the token ids that its chat template makes of it.
 
     Raises:
@@ -51,7 +49,9 @@ def chat_prompts(
 
 def scoring_params(top_n_logprobs: int) -> SamplingParams:
     """Generate nothing, return the prompt's log-probabilities."""
-    return SamplingParams(num_tokens_to_generate=0, return_log_probs=True, top_n_logprobs=top_n_logprobs, temperature=0.0)
+    return SamplingParams(
+        num_tokens_to_generate=0, return_log_probs=True, top_n_logprobs=top_n_logprobs, temperature=0.0
+    )
 
 
 def _render(tokenizer: Tokenizer, messages: Any, variables: Mapping[str, object]) -> list[int]:

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kilotron.contexts.request_table import RequestTable
 from kilotron.kernels.interface import AttentionRows, KernelBackend, KVShape
 from kilotron.memory.kv_storage import KVStorage
 from kilotron.models.inference_batch import InferenceBatch
-from kilotron.contexts.request_table import RequestTable
 from kilotron.scheduling.step_plan import RowPlan, StepPlan
 
 

@@ -226,7 +226,9 @@ class DynamicInferenceEngine(AbstractEngine):
         for row in plan.rows:
             request = self._requests[row.request_id]
             self.scheduler.abort(row.request_id)
-            request.error = StepFailedError(f"request {request.request_id}: a step failed with {type(cause).__name__}: {cause}")
+            request.error = StepFailedError(
+                f"request {request.request_id}: a step failed with {type(cause).__name__}: {cause}"
+            )
             request.error.__cause__ = cause
             failed.append(self._end(request, "error"))
         return failed
@@ -279,7 +281,9 @@ def spread_params(
         return [sampling_params] * num_prompts
     params: list[SamplingParams | None] = list(sampling_params)
     if len(params) != num_prompts:
-        raise SamplingParamsError(f"{len(params)} sampling params for {num_prompts} prompts; give one for all or one each")
+        raise SamplingParamsError(
+            f"{len(params)} sampling params for {num_prompts} prompts; give one for all or one each"
+        )
     return params
 
 

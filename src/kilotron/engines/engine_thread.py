@@ -4,6 +4,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from kilotron.engines.dynamic_engine import DynamicInferenceEngine, Listener
 from kilotron.errors import EngineClosedError, KilotronError, RequestNotFoundError
@@ -48,15 +49,11 @@ class EngineThread:
         """Asks for a request's end; too late is no error."""
 
         def abort() -> None:
-            try:
+            with suppress(RequestNotFoundError):
                 self._engine.abort(request_id)
-            except RequestNotFoundError:
-                pass
 
-        try:
+        with suppress(EngineClosedError):
             self._put(abort)
-        except EngineClosedError:
-            pass
 
     def close(self) -> None:
         """Aborts what is left, ends the thread and gives the engine's memory back. Idempotent."""

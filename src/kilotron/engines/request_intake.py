@@ -39,7 +39,7 @@ class RequestIntake:
     ) -> None:
         self.limits = limits
         self._controller = controller
-        self._seeds = random.SystemRandom() if random_seed is None else random.Random(random_seed)  # noqa: S311
+        self._seeds = random.SystemRandom() if random_seed is None else random.Random(random_seed)
         self._ids = itertools.count(1)
 
     def build(
@@ -169,7 +169,9 @@ class RequestIntake:
 
     def _check_range(self, what: str, token_id: int) -> None:
         if not 0 <= token_id < self.limits.vocab_size:
-            raise TokenOutOfRangeError(f"{what} {token_id} is outside the vocabulary (0 to {self.limits.vocab_size - 1})")
+            raise TokenOutOfRangeError(
+                f"{what} {token_id} is outside the vocabulary (0 to {self.limits.vocab_size - 1})"
+            )
 
 
 def _checked_params(params: Any) -> SamplingParams:

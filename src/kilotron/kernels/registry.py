@@ -33,7 +33,9 @@ def choose_device(wanted: str) -> tuple[str, str]:
     except RuntimeError as error:
         raise KernelError(f"device {wanted!r} is not known; use auto, cpu or cuda") from error
     if device.type == "cuda" and not has_accelerator:
-        raise KernelError(f"device {wanted!r} is not available here (torch sees no accelerator); use device=cpu or auto")
+        raise KernelError(
+            f"device {wanted!r} is not available here (torch sees no accelerator); use device=cpu or auto"
+        )
     return wanted, "asked for"
 
 

@@ -33,7 +33,7 @@ class DynamicBlockAllocator:
         return self.num_blocks - 1 - self.num_available
 
     def allocate(self, count: int) -> list[int] | None:
-        """Grants `count` blocks to one owner, evicting cached ones if need be; None (and no change) if there are too few."""
+        """Grants blocks to one owner, evicting cached ones if need be; None, and no change, if there are too few."""
         if count > self.num_available:
             return None
         granted = []

@@ -62,8 +62,8 @@ class Scheduler:
         num_blocks = -(-num_positions // limits.block_size)
         if num_blocks > self.allocator.num_blocks - 1:
             raise RequestNeverFitsError(
-                f"request {request.request_id} may need {num_blocks} KV blocks ({num_positions} tokens) but the cache has "
-                f"{self.allocator.num_blocks - 1}; ask for fewer tokens or raise buffer_size_gb"
+                f"request {request.request_id} may need {num_blocks} KV blocks ({num_positions} tokens) but the cache "
+                f"has {self.allocator.num_blocks - 1}; ask for fewer tokens or raise buffer_size_gb"
             )
         if not limits.enable_chunked_prefill and request.prompt_length > limits.max_tokens:
             raise RequestNeverFitsError(

@@ -62,8 +62,7 @@ def plan_attention(rows: AttentionRows, block_size: int, device: torch.device) -
     keys = np.unique(bucket)
     for key in keys:
         members = np.nonzero(bucket == key)[0]
-        is_whole = len(keys) == 1
-        bundles.append(_bundle(rows, members, first_token, int(num_blocks[members].max()), is_whole, device))
+        bundles.append(_bundle(rows, members, first_token, int(num_blocks[members].max()), device))
     return ReferencePlan(bundles, block_size)
 
 
@@ -72,7 +71,6 @@ def _bundle(
     members: np.ndarray,
     first_token: np.ndarray,
     most_blocks: int,
-    is_whole: bool,
     device: torch.device,
 ) -> _Bundle:
     num_new = rows.num_new[members]
@@ -82,7 +80,7 @@ def _bundle(
     token_index = np.where(is_valid, first_token[members][:, None] + offsets, first_token[members][:, None])
     positions = np.where(is_valid, rows.num_computed[members][:, None] + offsets, 0)
     is_padded = not bool(is_valid.all())
-    in_order = is_whole and not is_padded
+    in_order = len(members) == len(rows.num_new) and not is_padded
     return _Bundle(
         num_rows=len(members),
         num_queries=num_queries,
@@ -96,11 +94,11 @@ def _bundle(
 
 def paged_attention(query: Tensor, kv: KVLayer, plan: ReferencePlan, options: AttentionOptions) -> Tensor:
     """Attention of a step's tokens over the cache. query [T, H, D]; kv both [G, N, B, D] -> [T, H, D]"""
-    if len(plan.bundles) == 1 and plan.bundles[0].tokens is None:
-        return _attend(query, kv, plan.bundles[0], options)
     result = torch.empty_like(query)
     for bundle in plan.bundles:
         part = _attend(query, kv, bundle, options)
+        if bundle.tokens is None:
+            return part
         if bundle.valid is not None:
             part = part.index_select(0, bundle.valid)
         result.index_copy_(0, bundle.tokens, part)
@@ -110,7 +108,7 @@ def paged_attention(query: Tensor, kv: KVLayer, plan: ReferencePlan, options: At
 def _attend(query: Tensor, kv: KVLayer, bundle: _Bundle, options: AttentionOptions) -> Tensor:
     """-> [r * q, H, D]"""
     rows, queries = bundle.num_rows, bundle.num_queries
-    groups, _, block_size, channels = kv.keys.shape
+    groups, channels = kv.keys.shape[0], kv.keys.shape[3]
     heads = query.shape[1]
     if bundle.token_index is not None:
         query = query.index_select(0, bundle.token_index)

@@ -1,5 +1,7 @@
 """ReferenceBackend: every kernel operation in plain torch. Correct before fast, and the same on any device."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import psutil
@@ -14,6 +16,14 @@ from kilotron.kernels.reference.attention import ReferencePlan
 # Float32 products of fewer rows take another path through the CPU's matrix library, with another order of
 # summation. Padding to this many rows keeps a row's bits the same alone and in a crowd.
 _FEWEST_FLOAT32_ROWS = 4
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "relu": functional.relu,
+}
 
 
 class ReferenceLinear(NamedTuple):
@@ -67,10 +77,7 @@ class ReferenceBackend:
 
     def activate(self, x: Tensor, kind: str) -> Tensor:
         """Element-wise activation by name."""
-        if kind == "gelu_tanh":
-            return functional.gelu(x, approximate="tanh")
-        functions = {"silu": functional.silu, "gelu": functional.gelu, "relu": functional.relu}
-        return functions[kind](x)
+        return _ACTIVATIONS[kind](x)
 
     def activate_gated(self, gate_up: Tensor, kind: str) -> Tensor:
         """[T, 2 * ffn] -> [T, ffn]"""
@@ -88,7 +95,7 @@ class ReferenceBackend:
         return torch.cat((rotated, x[..., 2 * half :]), dim=-1)
 
     def allocate_kv(self, shape: KVShape) -> list[KVLayer]:
-        """One tensor for all: [layers, 2, G, N, B, D]. Only the null block is touched, so memory fills as it is used."""
+        """One tensor, [layers, 2, G, N, B, D]. Only the null block is touched, so memory fills as it is used."""
         storage = torch.empty(
             (shape.num_layers, 2, shape.num_query_groups, shape.num_blocks, shape.block_size, shape.kv_channels),
             dtype=shape.dtype,
