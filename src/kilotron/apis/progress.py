@@ -1,4 +1,4 @@
-"""A progress bar over an engine's requests, on standard error and only for people."""
+"""Progress bars over loading and over an engine's requests, on standard error and only for people."""
 
 import sys
 import time
@@ -36,10 +36,8 @@ class RequestProgressBar:
         self._drawn = now
         finished = self._engine.num_requests_finished - self._finished_before
         if self._bar is None:
-            from tqdm import tqdm  # imported when there is something to show
-
             total = finished + self._engine.num_unfinished_requests
-            self._bar = tqdm(total=total, unit="request", dynamic_ncols=True, leave=False, file=sys.stderr)
+            self._bar = _open_bar(now - self._started, total=total, unit="request")
         tokens = self._engine.num_tokens_generated - self._tokens_before
         self._bar.set_postfix_str(f"{tokens / (now - self._started):.1f} tokens/s", refresh=False)
         self._bar.n = finished
@@ -53,3 +51,44 @@ class RequestProgressBar:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+class LoadProgressBar:
+    """Shows how many bytes of a checkpoint are loaded, once that has gone on for a moment.
+
+    Args:
+        is_wanted: None shows the bar on a terminal only.
+    """
+
+    def __init__(self, is_wanted: bool | None) -> None:
+        self._is_wanted = sys.stderr.isatty() if is_wanted is None else is_wanted
+        self._started = time.monotonic()
+        self._bar: Any = None
+
+    def update(self, bytes_done: int, bytes_total: int) -> None:
+        """Called as weights come in."""
+        elapsed = time.monotonic() - self._started
+        if not self._is_wanted or elapsed < _DELAY_S:
+            return
+        if self._bar is None:
+            self._bar = _open_bar(elapsed, total=bytes_total, unit="B", unit_scale=True, unit_divisor=1024, desc="loading")
+        self._bar.n = bytes_done
+        self._bar.refresh()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _open_bar(elapsed_s: float, **options: Any) -> Any:
+    """A bar whose clock counts from `elapsed_s` ago, so that rate and time left are those of all the work."""
+    from tqdm import tqdm  # imported when there is something to show
+
+    bar = tqdm(dynamic_ncols=True, leave=False, file=sys.stderr, **options)
+    bar.start_t -= elapsed_s
+    return bar

@@ -1,0 +1,113 @@
+"""The `kilotron` command: its subcommands by name, the configuration file, and the way from arguments to an exit code.
+
+A command's module is imported when that command is asked for, and torch only when the command runs.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kilotron.cli.failures import UsageError, report_failure
+from kilotron.cli.signals import Signals
+
+if TYPE_CHECKING:
+    from cyclopts import App
+
+HELP = "Run large language models in Megatron and Hugging Face formats, on a laptop or a server."
+
+EPILOGUE = """\
+Try:
+  kilotron generate -p "Once upon a time"          the bundled model, nothing to download
+  kilotron chat Qwen/Qwen3-0.6B                    a hub id or a checkpoint folder
+  kilotron COMMAND --help                          flags, defaults and examples of a command
+
+Every flag is also an environment variable (--top-p is KILOTRON_TOP_P) and a key of the file given by --config FILE
+(toml, yaml or json). Command line beats environment beats file beats default.
+Exit codes: 0 done, 1 failed while running, 2 wrong usage, 130 interrupted.
+"""
+
+# name -> (where it is, one line for --help)
+COMMANDS = {
+    "generate": ("generate:generate", "Continue one prompt or many."),
+    "chat": ("chat:chat", "Talk with a model."),
+    "score": ("score:score", "Log-probabilities and perplexity of texts."),
+    "bench throughput": ("bench:throughput", "Many random prompts at once: requests and tokens per second."),
+    "bench latency": ("bench:latency", "One prompt at a time: time to the first token and per token."),
+    "env": ("env:env", "Versions, machine, backends, caches: what to put in a bug report."),
+}
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command and returns the exit code; whatever happens is told in one line."""
+    with Signals() as signals:
+        try:
+            code = _dispatch(list(arguments))
+            sys.stdout.flush()
+        except BaseException as error:
+            code = report_failure(error, signals, is_verbose=_is_verbose(arguments))
+    return code
+
+
+def package_version() -> str:
+    """The installed version."""
+    try:
+        return version("kilotron")
+    except PackageNotFoundError:
+        return "not installed (run from a source folder)"
+
+
+def build_app(config_file: str | None = None) -> "App":
+    """The command tree; `config_file` gives flags that neither the command line nor the environment gives."""
+    from cyclopts import App, config
+
+    sources: list[object] = [config.Env("KILOTRON_", command=False)]
+    if config_file is not None:
+        from kilotron.cli.config_file import file_sources
+
+        sources += file_sources(Path(config_file), lambda: build_app())
+    app = App(
+        name="kilotron",
+        help=HELP,
+        help_epilogue=EPILOGUE,
+        help_format="plaintext",
+        version=package_version,
+        config=sources,  # type: ignore[arg-type]
+        result_action="return_value",
+    )
+    bench = App(name="bench", help="Measure a model on this machine.", help_epilogue="")
+    for name, (target, summary) in COMMANDS.items():
+        group, _, last = name.rpartition(" ")
+        owner = bench if group else app
+        owner.command(f"kilotron.cli.{target}", name=last, help=summary, help_epilogue="")
+    app.command(bench)
+    return app
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if arguments == ["--version"]:  # half of the time of a full start
+        print(package_version())
+        return 0
+    app = build_app(_config_file(arguments))
+    result = app(arguments, exit_on_error=False, print_error=False)
+    return result if isinstance(result, int) else 0
+
+
+def _config_file(arguments: list[str]) -> str | None:
+    """The value of --config, which must be known before all others."""
+    for index, argument in enumerate(arguments):
+        if argument == "--":
+            break
+        if argument.startswith("--config="):
+            return argument.removeprefix("--config=")
+        if argument == "--config":
+            if index + 1 == len(arguments):
+                raise UsageError("--config needs a file: --config kilotron.toml")
+            return arguments[index + 1]
+    return os.environ.get("KILOTRON_CONFIG") or None
+
+
+def _is_verbose(arguments: Sequence[str]) -> bool:
+    return "--verbose" in arguments or "-v" in arguments or os.environ.get("KILOTRON_VERBOSE", "0") not in ("", "0")

@@ -1,0 +1,160 @@
+"""The flags that several commands share, as dataclasses: how to run the engine, how to sample, where prompts are.
+
+Fields of `EngineOptions` and `SamplingOptions` are those of `InferenceConfig` and `SamplingParams`, by the same names;
+values are checked there. Flags that people know from other engines are aliases.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Group, Parameter
+
+from kilotron.config import InferenceConfig
+from kilotron.sampling_params import SamplingParams
+
+_PROMPTS = Group("Prompts", sort_key=1)
+_OUTPUT = Group("Output", sort_key=2)
+_SAMPLING = Group("Sampling (what is not given comes from the model's generation_config.json)", sort_key=3)
+_ENGINE = Group("Engine", sort_key=4)
+
+_DEFAULTS = InferenceConfig()
+
+
+def _whole(kind: Any, value: str, **_: Any) -> list[str]:
+    """An environment variable that holds a text is one text, blanks and all."""
+    return [value]
+
+
+def flag(help: str, *names: str, **options: Any) -> Parameter:  # noqa: A002 - cyclopts' word
+    """A flag; `names` replace the one made of the field's name."""
+    return Parameter(name=names or None, help=help, **options)
+
+
+def many(help: str, *names: str, **options: Any) -> Parameter:  # noqa: A002 - cyclopts' word
+    """A flag that may be given again and again."""
+    return flag(help + " May be repeated.", *names, negative=(), show_default=False, **options)
+
+
+Model = Annotated[
+    str | None, Parameter(help="Checkpoint folder or Hugging Face id. Omitted: the tiny model that comes with kilotron.")
+]
+
+
+@Parameter(name="*", group=_OUTPUT)
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How the command talks to the user."""
+
+    verbose: Annotated[
+        bool, flag("Tell what was decided and why, and where the time went.", "--verbose", "-v", negative=())
+    ] = False
+    progress: Annotated[bool | None, flag("Show progress bars; by default on a terminal.")] = None
+    config: Annotated[Path | None, flag("File with flags: keys for all commands, tables such as [generate] for one.")] = None
+
+
+@Parameter(name="*", group=_PROMPTS)
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions:
+    """Where prompts come from."""
+
+    prompt: Annotated[
+        Sequence[str], many("A prompt; - reads standard input.", "--prompt", "-p", env_var_split=_whole)
+    ] = ()
+    prompt_file: Annotated[
+        Path | None,
+        flag(
+            'A prompt per line, or .jsonl with {"prompt": ...}, {"prompt_token_ids": [...]} or {"messages": [...]}, '
+            'and per line "id" and sampling fields; - reads standard input.',
+            "--prompt-file",
+            "-f",
+        ),
+    ] = None
+    whole_file: Annotated[bool, flag("The file is one prompt, newlines and all.", negative=())] = False
+    prompt_ids: Annotated[Sequence[str], many('A prompt as token ids: "1,2,3".', env_var_split=_whole)] = ()
+
+
+@Parameter(name="*", group=_SAMPLING)
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """Fields of SamplingParams; None leaves the model's default."""
+
+    num_tokens_to_generate: Annotated[
+        int | None, flag("Most tokens to generate.", "--max-tokens", "--num-tokens-to-generate", "-n")
+    ] = None
+    min_tokens: Annotated[int | None, flag("No end before so many tokens.")] = None
+    temperature: Annotated[float | None, flag("0 takes the likeliest token each time; 1 samples as the model says.")] = None
+    top_p: Annotated[float | None, flag("Sample from the likeliest tokens that make up this share.")] = None
+    top_k: Annotated[int | None, flag("Sample from the k likeliest tokens; 0 is all.")] = None
+    min_p: Annotated[float | None, flag("Drop tokens below this share of the likeliest one's.")] = None
+    stop_words: Annotated[Sequence[str] | None, many("Text that ends the answer.", "--stop", env_var_split=_whole)] = None
+    stop_token_ids: Annotated[Sequence[int] | None, many("Token id that ends the answer.", "--stop-token-id")] = None
+    ignore_eos: Annotated[bool | None, flag("Go on past the model's end of text.", negative=())] = None
+    seed: Annotated[int | None, flag("Same seed, same answer.")] = None
+    n: Annotated[int | None, flag("Independent continuations of each prompt.", "--n", "--num-continuations")] = None
+    presence_penalty: Annotated[float | None, flag("Subtracted from tokens that occurred, -2 to 2.")] = None
+    frequency_penalty: Annotated[float | None, flag("Subtracted per occurrence, -2 to 2.")] = None
+    repetition_penalty: Annotated[float | None, flag("Above 1 avoids tokens of prompt and answer.")] = None
+    bad_words: Annotated[Sequence[str] | None, many("Text that is never generated.", "--bad-word", env_var_split=_whole)] = (
+        None
+    )
+    add_BOS: Annotated[bool | None, flag("Begin the prompt with the begin-of-text token.", "--add-bos", negative=())] = None  # noqa: N815
+    logprobs: Annotated[int | None, flag("With --json: log-probability of each token, and of so many likeliest ones.")] = None
+
+    def given(self) -> dict[str, Any]:
+        """What was asked for, as fields of SamplingParams.
+
+        Raises:
+            SamplingParamsError: a value is out of range.
+        """
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        SamplingParams(**values)  # the model has not been loaded yet: a mistake is told at once
+        return values
+
+
+@Parameter(name="*", group=_ENGINE)
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Fields of InferenceConfig."""
+
+    dtype: Annotated[str, flag("auto (the checkpoint's), float32, bfloat16 or float16.")] = _DEFAULTS.dtype
+    device: Annotated[str, flag("auto, cpu, or a torch device name.")] = _DEFAULTS.device
+    kernels: Annotated[str, flag("Kernel backend; kilotron env lists them.")] = _DEFAULTS.kernels
+    num_threads: Annotated[int | None, flag("CPU threads; by default torch's choice.")] = _DEFAULTS.num_threads
+    max_sequence_length: Annotated[
+        int | None,
+        flag("Most tokens of prompt plus answer; by default the model's.", "--max-sequence-length", "--max-model-len"),
+    ] = _DEFAULTS.max_sequence_length
+    max_requests: Annotated[int, flag("Most requests that run at once.", "--max-requests", "--max-num-seqs")] = (
+        _DEFAULTS.max_requests
+    )
+    max_tokens: Annotated[
+        int | None,
+        flag("Most tokens in one step (InferenceConfig.max_tokens); longer prompts go in chunks.", "--max-num-batched-tokens"),
+    ] = _DEFAULTS.max_tokens
+    buffer_size_gb: Annotated[float | None, flag("Size of the KV cache in GiB; by default as needed.", "--buffer-size-gb")] = (
+        _DEFAULTS.buffer_size_gb
+    )
+    block_size_tokens: Annotated[int, flag("Tokens in a KV-cache block.", "--block-size", "--block-size-tokens")] = (
+        _DEFAULTS.block_size_tokens
+    )
+    enable_prefix_caching: Annotated[bool, flag("Requests that start alike share what was computed.")] = (
+        _DEFAULTS.enable_prefix_caching
+    )
+    enable_chunked_prefill: Annotated[bool, flag("Split long prompts over steps.")] = _DEFAULTS.enable_chunked_prefill
+    random_seed: Annotated[int | None, flag("Seeds the seeds of requests that bring none.")] = _DEFAULTS.random_seed
+
+    def to_config(self) -> InferenceConfig:
+        """The engine's options.
+
+        Raises:
+            ConfigError: a value is out of range.
+        """
+        return InferenceConfig(**asdict(self))
+
+
+RUN = RunOptions()
+PROMPTS = PromptOptions()
+SAMPLING = SamplingOptions()
+ENGINE = EngineOptions()
