@@ -1,6 +1,6 @@
 """How long one sampling call takes, per kind of parameters, next to the least that torch itself needs.
 
-    python benchmarks/bench_sampling.py [--rows 256] [--vocab 128256] [--threads 1] [--scale 3] [--device cpu]
+    python benchmarks/bench_sampling.py [--rows 256] [--vocab 128256] [--threads 1] [--decay 1.5] [--device cpu]
 
 The first line is the host's share: all rows greedy over a vocabulary so small that the tensor work is next to nothing.
 Ratios are taken against `log_softmax` + `multinomial` on the same logits, measured in the same run.
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--vocab", type=int, default=128256)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--scale", type=float, default=3.0, help="standard deviation of the random logits")
+    parser.add_argument("--decay", type=float, default=1.5, help="probability falls with this power of the rank")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -72,7 +72,8 @@ def main() -> None:
     print(f"{'host share of a greedy call':32}{host_ms:10.3f} ms")
 
     torch.manual_seed(0)
-    logits = torch.randn(arguments.rows, arguments.vocab, device=device) * arguments.scale
+    ranks = torch.rand(arguments.rows, arguments.vocab, device=device).argsort(1) + 1
+    logits = ranks.log().mul_(-arguments.decay)
     yardstick_ms = measure_ms(lambda: torch.log_softmax(logits, -1).exp().multinomial(1).tolist(), device)
     print(f"{'log_softmax + multinomial':32}{yardstick_ms:10.2f} ms")
     for name, fields in CASES.items():

@@ -83,8 +83,11 @@ def draw(exponents: Tensor, thresholds: Tensor | None, uniforms: Tensor) -> Tens
 
 
 def find_targets(totals: Tensor, uniforms: Tensor) -> Tensor:
-    """How much weight lies before the drawn point, at least; [R] int64, below the total."""
-    return torch.minimum((uniforms * totals.to(torch.float64)).to(torch.int64), totals - 1)
+    """How much weight lies before the drawn point, at least; [R] int64.
+
+    Below the total: the greatest uniform, 1 - 2**-53, takes away more than the two roundings can add.
+    """
+    return (uniforms * totals.to(torch.float64)).to(torch.int64)
 
 
 def locate(cumulative: Tensor, targets: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from kilotron.sampling.exact_weights import WEIGHT_BITS, max_of_rows, sum_weight
 _CHUNK_ELEMENTS = 2**20
 
 
+@torch.inference_mode()
 def score_tokens(
     logits: Tensor, targets: Sequence[int], top_n: int, vocab_size: int
 ) -> tuple[list[float], list[dict[int, float]] | None]:

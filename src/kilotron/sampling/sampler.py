@@ -55,6 +55,7 @@ class Sampler:
         self._table = table
         self._scores_raw = logprobs_mode == "raw_logprobs"
 
+    @torch.inference_mode()
     def sample(self, logits: Tensor, slots: Sequence[int], positions: Sequence[int]) -> SampledTokens:
         """One token per row.
 
@@ -63,6 +64,7 @@ class Sampler:
             slots: each row's slot in the table.
             positions: the absolute position at which each row's new token will stand.
         """
+        logits = logits.float()
         columns = self._table.read(slots)
         step = _Step(logits, columns, slots, positions)
         if not len(slots):
@@ -90,7 +92,7 @@ class _Step:
         self._slots = slots
         self._positions = positions
         self._best = logits[:0, 0]
-        self._raw: tuple[Tensor, Tensor] | None = None
+        self._raw: tuple[Tensor, Tensor] | None = None  # rows and their logits before the edits
         self._token_ids = np.zeros(len(slots), dtype=np.int64)
         self._log_probs: list[float | None] = [None] * len(slots)
         self._top_n: list[dict[int, float] | None] = [None] * len(slots)
@@ -163,9 +165,8 @@ class _Step:
         rows = self._rows_with(RowFlags.SCORED)
         for top_n in np.unique(self._columns["top_n"][rows]).tolist():
             group = rows[self._columns["top_n"][rows] == top_n]
-            chosen = (
-                self._logits if len(group) == len(self._logits) else self._logits.index_select(0, self._send(group))
-            )
+            is_all = len(group) == len(self._logits)
+            chosen = self._logits if is_all else self._logits.index_select(0, self._send(group))
             log_probs, listed = score_tokens(chosen, self._token_ids[group].tolist(), top_n, vocab_size)
             for place, row in enumerate(group.tolist()):
                 self._log_probs[row] = log_probs[place]

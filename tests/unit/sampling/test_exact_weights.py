@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kilotron.sampling.exact_weights import draw, max_of_rows, sum_weights, to_exponents, to_weights
+from kilotron.sampling.exact_weights import draw, find_targets, max_of_rows, sum_weights, to_exponents, to_weights
 
 
 def random_logits(rows: int, tokens: int, seed: int = 0) -> torch.Tensor:
@@ -76,6 +76,20 @@ def test_draw_walks_through_the_ids_in_order() -> None:
     tokens = draw(exponents, torch.full((8,), -torch.inf), uniforms)
 
     assert tokens.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_dropped_tokens_are_not_drawn_by_the_least_and_the_greatest_uniform() -> None:
+    exponents = torch.tensor([[-5.0, -5.0, 0.0, -5.0, -1.0, -5.0]]).repeat(2, 1)
+    uniforms = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+
+    assert draw(exponents, torch.full((2,), -2.0), uniforms).tolist() == [2, 4]
+
+
+def test_the_greatest_uniform_stays_below_any_total() -> None:
+    totals = torch.tensor([1, 2**44, *(2**power + delta for power in (53, 54, 61, 62) for delta in range(-9, 10))])
+    uniforms = torch.full((len(totals),), 1 - 2**-53, dtype=torch.float64)
+
+    assert (find_targets(totals, uniforms) < totals).all()
 
 
 def test_draw_agrees_with_a_walk_in_whole_numbers() -> None:

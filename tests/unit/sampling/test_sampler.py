@@ -60,6 +60,7 @@ ORACLE_CASES = {
     "top_k": {"top_k": 7},
     "top_p": {"top_p": 0.8},
     "min_p": {"min_p": 0.1},
+    "min_p and top_p": {"min_p": 0.03, "top_p": 0.8},
     "all three": {"temperature": 1.5, "top_k": 30, "top_p": 0.9, "min_p": 0.01},
     "allowed": {"allowed_token_ids": [3, 5, 70, 71], "top_p": 0.9},
     "bias": {"logit_bias": {3: 20.0, 4: -100.0}},
@@ -187,6 +188,17 @@ def test_a_faulty_row_fails_alone(fault: tuple[object, float], mode: str) -> Non
     assert result.log_probs[:5] == [None] * 5
     assert result.top_n[:5] == [None] * 5
     assert [column[5:] for column in result[:3]] == [column[5:] for column in clean[:3]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_may_come_from_inference_mode_or_carry_gradients_and_any_precision(dtype: torch.dtype) -> None:
+    with torch.inference_mode():
+        inferred = random_logits(2, 50).to(dtype)
+    trained = random_logits(2, 50).to(dtype).requires_grad_() * 1
+    requests = [Request(SamplingParams(temperature=2.0, return_log_probs=True), seed=4)] * 2
+    sampler, positions = Sampler(make_table(requests, 40)), [3, 3]
+
+    assert sampler.sample(inferred, [0, 1], positions) == sampler.sample(trained, [0, 1], positions)
 
 
 def test_some_impossible_tokens_are_no_fault() -> None:
