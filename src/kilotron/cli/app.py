@@ -16,18 +16,24 @@ from kilotron.cli.signals import Signals
 if TYPE_CHECKING:
     from cyclopts import App
 
-HELP = "Run large language models in Megatron and Hugging Face formats, on a laptop or a server."
+HELP = "Runs large language models, Megatron's and Hugging Face's, on any machine."
 
 EPILOGUE = """\
 Try:
-  kilotron generate -p "Once upon a time"          the bundled model, nothing to download
-  kilotron chat Qwen/Qwen3-0.6B                    a hub id or a checkpoint folder
-  kilotron COMMAND --help                          flags, defaults and examples of a command
+  kilotron generate -p "Once upon a time"   the bundled model: no download
+  kilotron chat Qwen/Qwen3-0.6B             a hub id, or a checkpoint folder
+  kilotron COMMAND --help                   flags and examples of a command
 
-Every flag is also an environment variable (--top-p is KILOTRON_TOP_P) and a key of the file given by --config FILE
-(toml, yaml or json). Command line beats environment beats file beats default.
+Every flag is also an environment variable (--top-p: KILOTRON_TOP_P) and a key
+of a --config file (toml, yaml, json). The command line beats the environment,
+which beats the file.
+
 Exit codes: 0 done, 1 failed while running, 2 wrong usage, 130 interrupted.
 """
+
+COMMAND_EPILOGUE = """\
+Every flag is also an environment variable (--top-p: KILOTRON_TOP_P) and a key
+of a --config file."""
 
 # name -> (where it is, one line for --help)
 COMMANDS = {
@@ -61,28 +67,28 @@ def package_version() -> str:
 
 def build_app(config_file: str | None = None) -> "App":
     """The command tree; `config_file` gives flags that neither the command line nor the environment gives."""
-    from cyclopts import App, config
+    from cyclopts import App
+    from cyclopts.config import Env
 
-    sources: list[object] = [config.Env("KILOTRON_", command=False)]
-    if config_file is not None:
-        from kilotron.cli.config_file import file_sources
-
-        sources += file_sources(Path(config_file), lambda: build_app())
     app = App(
         name="kilotron",
         help=HELP,
         help_epilogue=EPILOGUE,
         help_format="plaintext",
         version=package_version,
-        config=sources,  # type: ignore[arg-type]
+        config=(environment := Env("KILOTRON_", command=False, show=False)),
         result_action="return_value",
     )
-    bench = App(name="bench", help="Measure a model on this machine.", help_epilogue="")
+    bench = App(name="bench", help="Measure a model on this machine.", help_epilogue=COMMAND_EPILOGUE)
     for name, (target, summary) in COMMANDS.items():
         group, _, last = name.rpartition(" ")
         owner = bench if group else app
-        owner.command(f"kilotron.cli.{target}", name=last, help=summary, help_epilogue="")
+        owner.command(f"kilotron.cli.{target}", name=last, help=summary, help_epilogue=COMMAND_EPILOGUE)
     app.command(bench)
+    if config_file is not None:
+        from kilotron.cli.config_file import file_sources
+
+        app.config = (environment, *file_sources(Path(config_file), app, COMMANDS))
     return app
 
 

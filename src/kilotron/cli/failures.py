@@ -45,8 +45,9 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return EXIT_USAGE, str(error)
     if isinstance(error, KilotronError):
         return EXIT_FAILED, str(error)
-    if type(error).__module__.partition(".")[0] == "cyclopts":
-        return EXIT_USAGE, f"{str(error).rstrip()} See kilotron --help."
+    if type(error).__module__.partition(".")[0] == "cyclopts":  # not imported here: it takes a tenth of a second
+        command = " ".join(("kilotron", *(getattr(error, "command_chain", None) or ())))
+        return EXIT_USAGE, f"{str(error).rstrip()} See {command} --help."
     if isinstance(error, OSError):
         return EXIT_FAILED, f"{error.filename}: {error.strerror}" if error.filename else str(error)
     return EXIT_FAILED, f"{type(error).__name__}: {error} (a fault of kilotron; --verbose shows where)"
@@ -57,4 +58,4 @@ def _silence_stdout() -> None:
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError):
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from kilotron.cli.failures import EXIT_FAILED, print_error
-from kilotron.cli.loaded_model import LoadedModel, open_model
+from kilotron.cli.loaded_model import LoadedModel, check_model_name, open_model
 from kilotron.cli.options import (
     ENGINE,
+    OUTPUT_GROUP,
+    PROMPT_GROUP,
     PROMPTS,
     RUN,
     SAMPLING,
@@ -17,16 +19,15 @@ from kilotron.cli.options import (
     RunOptions,
     SamplingOptions,
     flag,
+    switch,
 )
 from kilotron.cli.output import dim, print_json
 from kilotron.cli.prompt_sources import PromptSource, read_prompts
-from kilotron.errors import InvalidRequestError
+from kilotron.errors import SamplingParamsError
 
 if TYPE_CHECKING:
     from kilotron.inference_request import InferenceRequest
     from kilotron.sampling_params import SamplingParams
-
-DEFAULT_MAX_TOKENS = 256
 
 
 def generate(
@@ -34,9 +35,13 @@ def generate(
     /,
     *,
     prompts: PromptOptions = PROMPTS,
-    chat: Annotated[bool, flag("Each prompt is what a user says: write it with the model's chat template.", negative=())] = False,
-    json: Annotated[bool, flag("One JSON object per prompt: text, token ids, finish reason, timings.", negative=())] = False,
-    echo: Annotated[bool, flag("Print the prompt before its continuation.")] = True,
+    chat: Annotated[
+        bool, switch("Each prompt is what a user says: write it with the model's chat template.", group=PROMPT_GROUP)
+    ] = False,
+    json: Annotated[
+        bool, switch("One JSON object per prompt: text, token ids, finish reason, timings.", group=OUTPUT_GROUP)
+    ] = False,
+    echo: Annotated[bool, flag("Print the prompt before its continuation.", group=OUTPUT_GROUP)] = True,
     sampling: SamplingOptions = SAMPLING,
     run: RunOptions = RUN,
     engine: EngineOptions = ENGINE,
@@ -54,6 +59,7 @@ def generate(
 
     cat story.txt | kilotron generate ./checkpoint --max-tokens 100
     """
+    check_model_name(model)
     sources = read_prompts(prompts, command="generate")
     asked = sampling.given()
     with open_model(model, engine, run) as loaded:
@@ -75,18 +81,13 @@ class _Job:
 
 
 def _prepare(loaded: LoadedModel, source: PromptSource, asked: dict[str, object], *, is_chat: bool) -> _Job:
-    from kilotron.cli.prompt_tokens import prompt_text, prompt_tokens
+    from kilotron.cli.prompt_tokens import checked_tokens, prompt_text
 
     try:
         params = loaded.sampling_params(asked, source.sampling)
-        tokens = prompt_tokens(loaded.llm, source, is_chat=is_chat, add_bos=params.add_BOS)
-        if params.num_tokens_to_generate is None and params.num_tokens_total is None:
-            room = loaded.llm.config.max_sequence_length - len(tokens)
-            if room > 0:  # else the engine says what is wrong
-                params.num_tokens_to_generate = min(max(DEFAULT_MAX_TOKENS, params.min_tokens), room)
-        loaded.llm.engine.build_all([tokens], params)
-    except InvalidRequestError as error:
-        raise type(error)(f"{source.where}: {error}") from error
+    except SamplingParamsError as error:
+        raise SamplingParamsError(f"{source.where}: {error}") from error
+    tokens = checked_tokens(loaded.llm, source, params, is_chat=is_chat)
     return _Job(source, tokens, prompt_text(loaded.llm, source, tokens), params)
 
 
@@ -117,7 +118,9 @@ def _generate_all(loaded: LoadedModel, jobs: list[_Job], *, is_json: bool, echo:
         if is_json:
             from kilotron.cli.result_json import describe_request
 
-            print_json(describe_request(request, prompt=job.text, prompt_id=job.source.id, tokenizer=loaded.llm.tokenizer))
+            print_json(
+                describe_request(request, prompt=job.text, prompt_id=job.source.id, tokenizer=loaded.llm.tokenizer)
+            )
         else:
             _print_text(job, request, heading=f"{index} of {len(jobs)}", echo=echo)
         for choice in request.choices:

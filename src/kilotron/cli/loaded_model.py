@@ -1,10 +1,10 @@
-"""Opens a model for a command: says which one, shows the loading, and with --verbose what was decided and how long it took."""
+"""Opens a model for a command: says which one, shows the loading; with --verbose what was decided, and the times."""
 
 import gc
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from kilotron.cli.failures import UsageError
 from kilotron.cli.options import EngineOptions, RunOptions
 from kilotron.cli.output import format_table, note
+from kilotron.cli.sampling_layers import describe_sampling, merge_sampling
+from kilotron.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from kilotron.apis.llm import MegatronLLM
-    from kilotron.sampling_params import SamplingParams
 
 
 class PhaseTimes:
@@ -33,7 +34,7 @@ class PhaseTimes:
             self._marks.append((phase, time.time() - self._process_started))
 
     def describe(self) -> str:
-        """"imports 1.52 s, load 0.31 s, first token 0.05 s: 1.88 s since the start"."""
+        """ "imports 1.52 s, load 0.31 s, first token 0.05 s: 1.88 s since the start"."""
         before, parts = 0.0, []
         for phase, at in self._marks:
             parts.append(f"{phase} {at - before:.2f} s")
@@ -50,14 +51,12 @@ class LoadedModel:
         self.run = run
         self._times = times
 
-    def sampling_params(self, *layers: "dict[str, Any] | Any") -> "SamplingParams":
+    def sampling_params(self, *layers: Mapping[str, Any]) -> SamplingParams:
         """The model's own sampling defaults, overridden by each layer in turn.
 
         Raises:
             SamplingParamsError: together they make no sense.
         """
-        from kilotron.cli.sampling_layers import merge_sampling
-
         return merge_sampling(self.llm.default_sampling_params, *layers)
 
     def mark(self, phase: str) -> None:
@@ -71,6 +70,18 @@ class LoadedModel:
             note(self._times.describe())
 
 
+def check_model_name(model: str | None) -> None:
+    """Catches a prompt in MODEL's place.
+
+    Raises:
+        UsageError: it cannot be a model.
+    """
+    if model is not None and any(letter.isspace() for letter in model) and not Path(model).exists():
+        raise UsageError(
+            f"{model!r} is no model; the first argument is MODEL, and a prompt goes after -p: -p {model!r}"
+        )
+
+
 @contextmanager
 def open_model(model: str | None, engine: EngineOptions, run: RunOptions) -> Iterator[LoadedModel]:
     """Loads a model and frees it in the end.
@@ -81,16 +92,17 @@ def open_model(model: str | None, engine: EngineOptions, run: RunOptions) -> Ite
     config = engine.to_config()
     times = PhaseTimes() if run.verbose else None
     _set_up_logging(is_verbose=run.verbose)
-    _check_name(model)
     if model is None:
-        note("no MODEL given, using the bundled tiny model (a toy; give a checkpoint folder or a hub id for a real one)")
+        note(
+            "no MODEL given, using the bundled tiny model (a toy; give a checkpoint folder or a hub id for a real one)"
+        )
     with _collector_paused():
         from kilotron.apis.llm import MegatronLLM
         from kilotron.apis.progress import LoadProgressBar
     if times is not None:
         times.mark("imports")
-    with LoadProgressBar(run.progress) as bar:
-        llm = MegatronLLM(model, inference_config=config, on_progress=bar.update)
+    with LoadProgressBar(is_wanted=run.progress) as bar:
+        llm = MegatronLLM(model, engine.tokenizer, inference_config=config, on_progress=bar.update)
     with llm:
         loaded = LoadedModel(llm, model or "bundled", run, times)
         loaded.mark("load")
@@ -99,18 +111,10 @@ def open_model(model: str | None, engine: EngineOptions, run: RunOptions) -> Ite
         yield loaded
 
 
-def _check_name(model: str | None) -> None:
-    if model is not None and any(letter.isspace() for letter in model) and not Path(model).exists():
-        raise UsageError(f"{model!r} is no model; the first argument is MODEL, and a prompt goes after -p: -p {model!r}")
-
-
 def _tell_decisions(llm: "MegatronLLM") -> None:
     rows = [*llm.config.describe(), ("kernels", llm.kernels_name, "")]
     print(format_table(rows, ("option", "value", "why")), file=sys.stderr)
-    defaults = vars(llm.default_sampling_params).items()
-    plain = vars(type(llm.default_sampling_params)())
-    own = ", ".join(f"{name}={value}" for name, value in defaults if value != plain[name])
-    note(f"sampling defaults of the model: {own or 'none, so temperature=1.0'}")
+    note(f"sampling defaults of the model: {describe_sampling(llm.default_sampling_params)}")
 
 
 @contextmanager
@@ -126,7 +130,8 @@ def _collector_paused() -> Iterator[None]:
 
 def _set_up_logging(*, is_verbose: bool) -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(_OneLine("kilotron: %(levelname)s: %(message)s") if not is_verbose else None)
+    if not is_verbose:
+        handler.setFormatter(_OneLine())
     logging.getLogger("kilotron").handlers[:] = [handler]
 
 

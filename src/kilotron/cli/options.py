@@ -14,8 +14,8 @@ from cyclopts import Group, Parameter
 from kilotron.config import InferenceConfig
 from kilotron.sampling_params import SamplingParams
 
-_PROMPTS = Group("Prompts", sort_key=1)
-_OUTPUT = Group("Output", sort_key=2)
+PROMPT_GROUP = Group("Prompts", sort_key=1)
+OUTPUT_GROUP = Group("Output", sort_key=2)
 _SAMPLING = Group("Sampling (what is not given comes from the model's generation_config.json)", sort_key=3)
 _ENGINE = Group("Engine", sort_key=4)
 
@@ -23,8 +23,11 @@ _DEFAULTS = InferenceConfig()
 
 
 def _whole(kind: Any, value: str, **_: Any) -> list[str]:
-    """An environment variable that holds a text is one text, blanks and all."""
     return [value]
+
+
+# For flags whose value is text: an environment variable is one text, blanks and all, and "-" and "-5" are texts too.
+TEXT: dict[str, Any] = {"env_var_split": _whole, "allow_leading_hyphen": True}
 
 
 def flag(help: str, *names: str, **options: Any) -> Parameter:  # noqa: A002 - cyclopts' word
@@ -33,35 +36,41 @@ def flag(help: str, *names: str, **options: Any) -> Parameter:  # noqa: A002 - c
 
 
 def many(help: str, *names: str, **options: Any) -> Parameter:  # noqa: A002 - cyclopts' word
-    """A flag that may be given again and again."""
-    return flag(help + " May be repeated.", *names, negative=(), show_default=False, **options)
+    """A flag that may be given again and again, each time with one value."""
+    return flag(help + " May be repeated.", *names, negative=(), show_default=False, json_list=False, **options)
+
+
+def switch(help: str, *names: str, **options: Any) -> Parameter:  # noqa: A002 - cyclopts' word
+    """A flag without a value and without an opposite."""
+    return flag(help, *names, negative=(), show_default=False, **options)
 
 
 Model = Annotated[
-    str | None, Parameter(help="Checkpoint folder or Hugging Face id. Omitted: the tiny model that comes with kilotron.")
+    str | None,
+    Parameter(help="Checkpoint folder or Hugging Face id. Omitted: the tiny model that comes with kilotron."),
 ]
 
 
-@Parameter(name="*", group=_OUTPUT)
+@Parameter(name="*", group=OUTPUT_GROUP)
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """How the command talks to the user."""
 
-    verbose: Annotated[
-        bool, flag("Tell what was decided and why, and where the time went.", "--verbose", "-v", negative=())
-    ] = False
+    verbose: Annotated[bool, switch("Tell what was decided and why, and where the time went.", "--verbose", "-v")] = (
+        False
+    )
     progress: Annotated[bool | None, flag("Show progress bars; by default on a terminal.")] = None
-    config: Annotated[Path | None, flag("File with flags: keys for all commands, tables such as [generate] for one.")] = None
+    config: Annotated[
+        Path | None, flag("File with flags: keys for all commands, tables such as [generate] for one.")
+    ] = None
 
 
-@Parameter(name="*", group=_PROMPTS)
+@Parameter(name="*", group=PROMPT_GROUP)
 @dataclass(frozen=True, kw_only=True)
 class PromptOptions:
     """Where prompts come from."""
 
-    prompt: Annotated[
-        Sequence[str], many("A prompt; - reads standard input.", "--prompt", "-p", env_var_split=_whole)
-    ] = ()
+    prompt: Annotated[Sequence[str], many("A prompt; - reads standard input.", "--prompt", "-p", **TEXT)] = ()
     prompt_file: Annotated[
         Path | None,
         flag(
@@ -69,10 +78,11 @@ class PromptOptions:
             'and per line "id" and sampling fields; - reads standard input.',
             "--prompt-file",
             "-f",
+            allow_leading_hyphen=True,
         ),
     ] = None
-    whole_file: Annotated[bool, flag("The file is one prompt, newlines and all.", negative=())] = False
-    prompt_ids: Annotated[Sequence[str], many('A prompt as token ids: "1,2,3".', env_var_split=_whole)] = ()
+    whole_file: Annotated[bool, switch("The file is one prompt, newlines and all.")] = False
+    prompt_ids: Annotated[Sequence[str], many('A prompt as token ids: "1,2,3".', **TEXT)] = ()
 
 
 @Parameter(name="*", group=_SAMPLING)
@@ -81,26 +91,28 @@ class SamplingOptions:
     """Fields of SamplingParams; None leaves the model's default."""
 
     num_tokens_to_generate: Annotated[
-        int | None, flag("Most tokens to generate.", "--max-tokens", "--num-tokens-to-generate", "-n")
+        int | None, flag("Most tokens to generate.", "--max-tokens", "--num-tokens-to-generate")
     ] = None
     min_tokens: Annotated[int | None, flag("No end before so many tokens.")] = None
-    temperature: Annotated[float | None, flag("0 takes the likeliest token each time; 1 samples as the model says.")] = None
+    temperature: Annotated[
+        float | None, flag("0 takes the likeliest token each time; 1 samples as the model says.")
+    ] = None
     top_p: Annotated[float | None, flag("Sample from the likeliest tokens that make up this share.")] = None
     top_k: Annotated[int | None, flag("Sample from the k likeliest tokens; 0 is all.")] = None
     min_p: Annotated[float | None, flag("Drop tokens below this share of the likeliest one's.")] = None
-    stop_words: Annotated[Sequence[str] | None, many("Text that ends the answer.", "--stop", env_var_split=_whole)] = None
+    stop_words: Annotated[Sequence[str] | None, many("Text that ends the answer.", "--stop", **TEXT)] = None
     stop_token_ids: Annotated[Sequence[int] | None, many("Token id that ends the answer.", "--stop-token-id")] = None
-    ignore_eos: Annotated[bool | None, flag("Go on past the model's end of text.", negative=())] = None
+    ignore_eos: Annotated[bool | None, switch("Go on past the model's end of text.")] = None
     seed: Annotated[int | None, flag("Same seed, same answer.")] = None
     n: Annotated[int | None, flag("Independent continuations of each prompt.", "--n", "--num-continuations")] = None
     presence_penalty: Annotated[float | None, flag("Subtracted from tokens that occurred, -2 to 2.")] = None
     frequency_penalty: Annotated[float | None, flag("Subtracted per occurrence, -2 to 2.")] = None
     repetition_penalty: Annotated[float | None, flag("Above 1 avoids tokens of prompt and answer.")] = None
-    bad_words: Annotated[Sequence[str] | None, many("Text that is never generated.", "--bad-word", env_var_split=_whole)] = (
-        None
-    )
-    add_BOS: Annotated[bool | None, flag("Begin the prompt with the begin-of-text token.", "--add-bos", negative=())] = None  # noqa: N815
-    logprobs: Annotated[int | None, flag("With --json: log-probability of each token, and of so many likeliest ones.")] = None
+    bad_words: Annotated[Sequence[str] | None, many("Text that is never generated.", "--bad-word", **TEXT)] = None
+    add_BOS: Annotated[bool | None, switch("Begin the prompt with the begin-of-text token.", "--add-bos")] = None  # noqa: N815
+    logprobs: Annotated[
+        int | None, flag("With --json: log-probability of each token, and of so many likeliest ones.")
+    ] = None
 
     def given(self) -> dict[str, Any]:
         """What was asked for, as fields of SamplingParams.
@@ -116,8 +128,9 @@ class SamplingOptions:
 @Parameter(name="*", group=_ENGINE)
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """Fields of InferenceConfig."""
+    """Fields of InferenceConfig, and the tokenizer."""
 
+    tokenizer: Annotated[str | None, flag("Folder of the tokenizer; by default the checkpoint's.")] = None
     dtype: Annotated[str, flag("auto (the checkpoint's), float32, bfloat16 or float16.")] = _DEFAULTS.dtype
     device: Annotated[str, flag("auto, cpu, or a torch device name.")] = _DEFAULTS.device
     kernels: Annotated[str, flag("Kernel backend; kilotron env lists them.")] = _DEFAULTS.kernels
@@ -131,11 +144,14 @@ class EngineOptions:
     )
     max_tokens: Annotated[
         int | None,
-        flag("Most tokens in one step (InferenceConfig.max_tokens); longer prompts go in chunks.", "--max-num-batched-tokens"),
+        flag(
+            "Most tokens in one step (InferenceConfig.max_tokens); longer prompts go in chunks.",
+            "--max-num-batched-tokens",
+        ),
     ] = _DEFAULTS.max_tokens
-    buffer_size_gb: Annotated[float | None, flag("Size of the KV cache in GiB; by default as needed.", "--buffer-size-gb")] = (
-        _DEFAULTS.buffer_size_gb
-    )
+    buffer_size_gb: Annotated[
+        float | None, flag("Size of the KV cache in GiB; by default as needed.", "--buffer-size-gb")
+    ] = _DEFAULTS.buffer_size_gb
     block_size_tokens: Annotated[int, flag("Tokens in a KV-cache block.", "--block-size", "--block-size-tokens")] = (
         _DEFAULTS.block_size_tokens
     )
@@ -151,7 +167,7 @@ class EngineOptions:
         Raises:
             ConfigError: a value is out of range.
         """
-        return InferenceConfig(**asdict(self))
+        return InferenceConfig(**{name: value for name, value in asdict(self).items() if name != "tokenizer"})
 
 
 RUN = RunOptions()

@@ -28,7 +28,9 @@ def print_json(value: Any) -> None:
 
 def format_table(rows: Iterable[Sequence[object]], header: Sequence[str] = (), *, right: Sequence[int] = ()) -> str:
     """Columns aligned with blanks; `right` are the columns aligned on the right, and numbers belong there."""
-    cells = [[str(cell) for cell in row] for row in ([header] if header else [])] + [list(map(str, row)) for row in rows]
+    cells = [[str(cell) for cell in row] for row in ([header] if header else [])] + [
+        list(map(str, row)) for row in rows
+    ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for row in cells:

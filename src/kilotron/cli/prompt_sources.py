@@ -1,6 +1,7 @@
 """Collects the prompts of a command from flags, files and standard input. Knows no tokenizer and no engine."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from kilotron.errors import SamplingParamsError
 from kilotron.sampling_params import SamplingParams
 
 _STDIN = "-"
+_FLAG = re.compile("--[a-z][a-z-]+(=.*)?")
 _FORMS = ("prompt", "prompt_token_ids", "messages")
 
 
@@ -36,6 +38,9 @@ def read_prompts(options: PromptOptions, *, command: str) -> list[PromptSource]:
     Raises:
         UsageError: there is none, or a file or a line of it is wrong.
     """
+    for text in options.prompt:
+        if _FLAG.fullmatch(text):
+            raise UsageError(f"-p needs a text, and {text} is a flag; pipe the text in if you really mean it")
     texts = [_read_stdin() if text == _STDIN else text for text in options.prompt]
     sources = [PromptSource(where=f"prompt {index}", prompt=text) for index, text in enumerate(texts, start=1)]
     sources += [PromptSource(where=f"--prompt-ids {ids}", prompt=_parse_ids(ids)) for ids in options.prompt_ids]

@@ -3,12 +3,18 @@
 from typing import TYPE_CHECKING
 
 from kilotron.cli.prompt_sources import PromptSource
+from kilotron.errors import InvalidRequestError
+from kilotron.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from kilotron.apis.llm import MegatronLLM
 
+DEFAULT_MAX_TOKENS = 256
 
-def prompt_tokens(llm: "MegatronLLM", source: PromptSource, *, is_chat: bool = False, add_bos: bool = False) -> list[int]:
+
+def prompt_tokens(
+    llm: "MegatronLLM", source: PromptSource, *, is_chat: bool = False, add_bos: bool = False
+) -> list[int]:
     """The ids the engine gets.
 
     Raises:
@@ -25,6 +31,26 @@ def prompt_tokens(llm: "MegatronLLM", source: PromptSource, *, is_chat: bool = F
     if isinstance(source.prompt, str):
         return llm.controller.tokenize_prompt(source.prompt, add_BOS=add_bos)
     return list(source.prompt or ())
+
+
+def checked_tokens(
+    llm: "MegatronLLM", source: PromptSource, params: SamplingParams, *, is_chat: bool = False
+) -> list[int]:
+    """The ids, after the engine has agreed to them; without a length asked for, `params` get the default one.
+
+    Raises:
+        InvalidRequestError: (or one of its kinds) the engine refuses; says which prompt it is.
+    """
+    try:
+        tokens = prompt_tokens(llm, source, is_chat=is_chat, add_bos=params.add_BOS)
+        if params.num_tokens_to_generate is None and params.num_tokens_total is None:
+            room = llm.config.max_sequence_length - len(tokens)
+            if room > 0:  # else the engine says what is wrong
+                params.num_tokens_to_generate = min(max(DEFAULT_MAX_TOKENS, params.min_tokens), room)
+        llm.engine.build_all([tokens], params)
+    except InvalidRequestError as error:
+        raise type(error)(f"{source.where}: {error}") from error
+    return tokens
 
 
 def prompt_text(llm: "MegatronLLM", source: PromptSource, tokens: list[int]) -> str:

@@ -24,7 +24,7 @@ def describe_request(
 
 def describe_tokens(
     token_ids: Sequence[int],
-    log_probs: Sequence[float],
+    log_probs: Sequence[float | None],
     top_n: Sequence[dict[int, float]] | None,
     tokenizer: Tokenizer | None,
 ) -> list[dict[str, Any]]:
@@ -64,7 +64,7 @@ def _describe_choice(choice: InferenceRequest, tokenizer: Tokenizer | None) -> d
     return result
 
 
-def _describe_token(token_id: int, log_prob: float, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def _describe_token(token_id: int, log_prob: float | None, tokenizer: Tokenizer | None) -> dict[str, Any]:
     text = None if tokenizer is None else tokenizer.token_text(token_id)
     return {"token": text, "id": token_id, "logprob": log_prob}
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from kilotron.sampling_params import SamplingParams
 
-_ALIASES = {"max_tokens": "num_tokens_to_generate", "stop": "stop_words"}
+# Names people type -> fields.
+ALIASES = {"max_tokens": "num_tokens_to_generate", "stop": "stop_words"}
 _LENGTHS = {"num_tokens_to_generate", "num_tokens_total"}
 
 
@@ -15,11 +16,21 @@ def merge_sampling(defaults: SamplingParams, *layers: Mapping[str, Any]) -> Samp
     Raises:
         SamplingParamsError: the values contradict each other.
     """
-    plain = vars(SamplingParams())
-    values = {name: value for name, value in vars(defaults).items() if value != plain[name]}
+    values = _changed(defaults)
     for layer in layers:
-        named = {_ALIASES.get(name, name): value for name, value in layer.items()}
+        named = {ALIASES.get(name, name): value for name, value in layer.items()}
         if _LENGTHS & named.keys():
             values = {name: value for name, value in values.items() if name not in _LENGTHS}
         values |= named
     return SamplingParams.from_dict(values)
+
+
+def describe_sampling(params: SamplingParams) -> str:
+    """The fields that differ from plain sampling, for people."""
+    changed = _changed(params)
+    return ", ".join(f"{name}={value!r}" for name, value in changed.items()) or "none, so temperature=1.0"
+
+
+def _changed(params: SamplingParams) -> dict[str, Any]:
+    plain = vars(SamplingParams())
+    return {name: value for name, value in vars(params).items() if value != plain[name]}

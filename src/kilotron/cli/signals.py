@@ -14,25 +14,23 @@ from typing import Any, Self
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
+_PATIENCE = 3
+
 
 class Signals:
-    """Installs the handlers while a command runs.
+    """Installs the handlers while a command, or a part of it, runs.
 
-    The first Ctrl-C raises KeyboardInterrupt (a clean end), the second one leaves at once. SIGTERM ends with 143.
+    Ctrl-C raises KeyboardInterrupt (a clean end); the fourth one leaves at once. SIGTERM ends with 143.
     """
-
-    current: "Signals | None" = None
-    """The one in force; None outside of a command."""
 
     def __init__(self) -> None:
         self.num_interrupts = 0
         self._is_soft = False
         self._before: dict[int, Any] = {}
-        self._outer: Signals | None = None
 
     @contextmanager
     def soft(self) -> Iterator["SoftInterrupt"]:
-        """Within it the first Ctrl-C only sets a flag, to be looked at between two steps."""
+        """Within it Ctrl-C only sets a flag, to be looked at between two steps; the third one raises all the same."""
         self.num_interrupts = 0
         self._is_soft = True
         try:
@@ -41,8 +39,11 @@ class Signals:
             self._is_soft = False
             self.num_interrupts = 0
 
+    def forget(self) -> None:
+        """The interrupts so far have been dealt with."""
+        self.num_interrupts = 0
+
     def __enter__(self) -> Self:
-        self._outer, Signals.current = Signals.current, self
         if threading.current_thread() is threading.main_thread():
             self._before = {
                 signal.SIGINT: signal.signal(signal.SIGINT, self._on_interrupt),
@@ -53,16 +54,15 @@ class Signals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        Signals.current = self._outer
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         self.num_interrupts += 1
-        if self._is_soft and self.num_interrupts == 1:
+        if self.num_interrupts > _PATIENCE:
+            os._exit(EXIT_INTERRUPTED)  # the clean end hangs, and the user has asked often enough
+        if self._is_soft and self.num_interrupts < _PATIENCE:
             return
-        if self.num_interrupts > 2:
-            os._exit(EXIT_INTERRUPTED)  # the clean end hangs, and the user has asked three times
         raise KeyboardInterrupt
 
 
@@ -72,7 +72,7 @@ class SoftInterrupt:
     def __init__(self, signals: Signals) -> None:
         self._signals = signals
 
-    def __bool__(self) -> bool:
+    def __call__(self) -> bool:
         return self._signals.num_interrupts > 0
 
 

@@ -50,3 +50,8 @@ def choose_backend(wanted: str, device: str) -> BackendChoice:
     if wanted not in _BACKENDS:
         raise KernelError(f"kernels {wanted!r} are not known; known: auto, {', '.join(sorted(_BACKENDS))}")
     return BackendChoice(_BACKENDS[wanted](torch.device(device)), "asked for")
+
+
+def backend_names() -> list[str]:
+    """The backends that exist, by the names that `choose_backend` knows."""
+    return sorted(_BACKENDS)
