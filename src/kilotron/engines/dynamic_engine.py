@@ -22,7 +22,7 @@ from kilotron.inference_request import InferenceRequest, Status
 from kilotron.sampling_params import SamplingParams
 from kilotron.scheduling.scheduler import Scheduler
 from kilotron.scheduling.step_plan import StepPlan
-from kilotron.text_generation_controllers.generation_progress import StreamItem
+from kilotron.text_generation_controllers.generation_progress import GenerationProgress, StreamItem
 from kilotron.text_generation_controllers.text_generation_controller import TextGenerationController
 
 _log = logging.getLogger(__name__)
@@ -119,8 +119,10 @@ class DynamicInferenceEngine(AbstractEngine):
             return expired + self._fail_step(plan, error)
         self.scheduler.resolve_step(plan, result, {request.request_id for request in ended})
         self.num_tokens_generated += len(result.token_ids)
+        for request in ended:
+            self._end(request)
         self._publish(plan)
-        return expired + [self._end(request) for request in ended]
+        return expired + ended
 
     def abort(self, request_id: int) -> None:
         """Ends a request now, whatever it is doing; what it generated so far stays readable.
@@ -129,7 +131,7 @@ class DynamicInferenceEngine(AbstractEngine):
             RequestNotFoundError: it ended before, or never was.
         """
         request = self._requests.get(request_id)
-        if request is None:
+        if request is None or request.finish_reason is not None:
             raise RequestNotFoundError(f"request {request_id} is not running or waiting; it ended, or never was")
         self.scheduler.abort(request_id)
         self._end(request, "abort")
@@ -159,7 +161,11 @@ class DynamicInferenceEngine(AbstractEngine):
         try:
             for request in requests:
                 self.add_request(request)
-            while not all(choice.is_finished for request in requests for choice in request.choices):
+            left = [choice for request in requests for choice in request.choices]
+            while left:
+                if left[-1].is_finished:
+                    left.pop()
+                    continue
                 self.step()
                 if on_step is not None:
                     on_step()
@@ -213,14 +219,25 @@ class DynamicInferenceEngine(AbstractEngine):
         return request
 
     def close(self, reason: str = "it was shut down") -> None:
-        """Ends all requests and gives the KV cache back. Idempotent."""
-        if self._closed_because is None:
-            self._abort_unfinished(list(self._requests.values()))
-            self._closed_because = reason
-            self.context.close()
+        """Ends all requests, whatever state the engine is in, and gives the KV cache back. Idempotent."""
+        if self._closed_because is not None:
+            return
+        self._closed_because = reason
+        for request in list(self._requests.values()):
+            request.error = EngineClosedError(
+                f"request {request.request_id} was aborted: the engine is closed: {reason}"
+            )
+            try:
+                self.scheduler.abort(request.request_id)
+            except Exception:
+                _log.exception("request %d: the scheduler could not let go of it", request.request_id)
+            self._end(request, "abort")
+        self.context.close()
 
     def _fail_step(self, plan: StepPlan, cause: Exception) -> list[InferenceRequest]:
         """A step raised: the requests it ran fail, the waiting ones and the engine go on."""
+        if not plan.rows:
+            raise cause
         _log.error("step %d failed with %d rows", plan.step, len(plan.rows), exc_info=cause)
         failed = []
         for row in plan.rows:
@@ -241,21 +258,22 @@ class DynamicInferenceEngine(AbstractEngine):
             listener = self._listeners.get(row.request_id)
             if listener is not None and row.samples:
                 progress = self.controller.progress_of(row.request_id)
-                if progress.request.finish_reason is None:
-                    _give(listener, progress.request, progress.take_item())
+                if progress.request.finish_reason is None and not _give(listener, progress):
+                    self._listeners.pop(row.request_id, None)
+                    self.abort(row.request_id)
 
     def _end(self, request: InferenceRequest, reason: str | None = None) -> InferenceRequest:
         """The one place where a request ends, for whatever reason."""
         progress = self.controller.end_request(request.request_id)
         if reason is not None:
-            progress.finish(reason, request.error or _error_of(request, reason))
+            _finish(progress, reason, request.error or _error_of(request, reason))
         request.timings.finished = time.monotonic()
         request.status = _FINAL_STATUS.get(request.finish_reason or "", Status.COMPLETED)
         self.num_requests_finished += 1
         del self._requests[request.request_id]
         listener = self._listeners.pop(request.request_id, None)
         if listener is not None:
-            _give(listener, request, progress.take_item())
+            _give(listener, progress)
         return request
 
     def _abort_unfinished(self, requests: Sequence[InferenceRequest]) -> None:
@@ -299,6 +317,26 @@ def _error_of(request: InferenceRequest, reason: str) -> KilotronError | None:
     return None
 
 
-def _give(listener: Listener, request: InferenceRequest, item: StreamItem | None) -> None:
-    if item is not None:
-        listener(request, item)
+def _finish(progress: GenerationProgress, reason: str, error: KilotronError | None) -> None:
+    """A request ends even if its text cannot be completed."""
+    try:
+        progress.finish(reason, error)
+    except Exception as cause:
+        request = progress.request
+        _log.exception("request %d: its text could not be completed", request.request_id)
+        if request.error is None:
+            request.finish_reason = "error"
+            request.error = StepFailedError(f"request {request.request_id}: its text could not be completed: {cause}")
+
+
+def _give(listener: Listener, progress: GenerationProgress) -> bool:
+    """Hands over what is new; False when the listener failed, which must not hurt other requests."""
+    item = progress.take_item()
+    if item is None:
+        return True
+    try:
+        listener(progress.request, item)
+    except Exception:
+        _log.exception("request %d: its listener failed", progress.request.request_id)
+        return False
+    return True
