@@ -1,12 +1,12 @@
 """Paged attention in plain torch: rows of like size run together as one batched scaled-dot-product attention.
 
 Letters as in `kernels/interface.py`; moreover r rows of a bundle, q query tokens per row (padded), L key positions
-per row (padded to whole blocks), g = H / G query heads per key-value head.
+per row (padded), g = H / G query heads per key-value head.
 
-The rows of a step are put into bundles by size (powers of two of new tokens and of blocks), so that padding wastes
-less than half and the number of torch calls per layer depends on the spread of sizes, not on the number of rows.
-Key positions always start at 0 and the fused kernel walks them in fixed tiles, so a row's result does not depend
-on the bundle it landed in.
+The rows of a step are put into bundles by size (new tokens to a power of two, key positions to `_padded_length`), so that
+the number of torch calls per layer depends on the spread of sizes, not on the number of rows. Key positions always start
+at 0 and the fused kernel walks them in tiles of 512, so with these lengths a row's result does not depend on the bundle it
+landed in (seen on AVX-512 machines; `tests/invariance` holds it).
 """
 
 import math
@@ -19,7 +19,9 @@ from torch.nn import functional
 
 from kilotron.kernels.interface import AttentionOptions, AttentionRows, KVLayer
 
-_FEWEST_BLOCKS = 4  # bundles below this many blocks are not split further: small gathers cost less than more calls
+# The last few queries of other numbers take another path through the CPU's matrix library, with other bits.
+_QUERY_MULTIPLE = 4
+_KEY_TILE = 512
 
 
 @dataclass(slots=True)
@@ -35,12 +37,14 @@ class _Bundle:
     """[valid] int64: the unpadded places among r * q, in order of `tokens`; None: all of them."""
     tokens: Tensor | None
     """[valid] int64: which token of the step each result belongs to; None: all in order."""
+    num_keys: int
+    """L"""
     block_index: Tensor
-    """[r * blocks] int64"""
+    """[r * blocks] int64; as many blocks as L positions need"""
     query_positions: Tensor
     """[r, q] int64; 0 for padding"""
     masks: dict[int | None, Tensor] = field(default_factory=dict)
-    """window -> [1, r, g * q, L] additive, made at first use"""
+    """window -> [1, r, g * q (padded), L] additive, made at first use"""
 
 
 @dataclass(slots=True)
@@ -48,29 +52,26 @@ class ReferencePlan:
     """The rows of one step, bundled."""
 
     bundles: list[_Bundle]
-    block_size: int
 
 
 def plan_attention(rows: AttentionRows, block_size: int, device: torch.device) -> ReferencePlan:
     """Bundles the rows of a step."""
-    num_blocks = -(-(rows.num_computed + rows.num_new) // block_size)
-    query_bucket = _next_power_of_two(rows.num_new)
-    block_bucket = np.maximum(_next_power_of_two(num_blocks), _FEWEST_BLOCKS)
-    bucket = query_bucket * (1 << 32) + block_bucket
+    num_keys = _padded_length(rows.num_computed + rows.num_new)
+    bucket = _next_power_of_two(rows.num_new) * (1 << 32) + num_keys
     first_token = np.cumsum(rows.num_new) - rows.num_new
     bundles = []
-    keys = np.unique(bucket)
-    for key in keys:
+    for key in np.unique(bucket):
         members = np.nonzero(bucket == key)[0]
-        bundles.append(_bundle(rows, members, first_token, int(num_blocks[members].max()), device))
-    return ReferencePlan(bundles, block_size)
+        bundles.append(_bundle(rows, members, first_token, int(num_keys[members[0]]), block_size, device))
+    return ReferencePlan(bundles)
 
 
 def _bundle(
     rows: AttentionRows,
     members: np.ndarray,
     first_token: np.ndarray,
-    most_blocks: int,
+    num_keys: int,
+    block_size: int,
     device: torch.device,
 ) -> _Bundle:
     num_new = rows.num_new[members]
@@ -79,6 +80,9 @@ def _bundle(
     is_valid = offsets < num_new[:, None]
     token_index = np.where(is_valid, first_token[members][:, None] + offsets, first_token[members][:, None])
     positions = np.where(is_valid, rows.num_computed[members][:, None] + offsets, 0)
+    block_table = rows.block_table[members, : -(-num_keys // block_size)]
+    missing = -(-num_keys // block_size) - block_table.shape[1]
+    block_table = np.pad(block_table, ((0, 0), (0, missing)))
     is_padded = not bool(is_valid.all())
     in_order = len(members) == len(rows.num_new) and not is_padded
     return _Bundle(
@@ -87,7 +91,8 @@ def _bundle(
         token_index=None if in_order else _tensor(token_index.reshape(-1), device),
         valid=_tensor(np.nonzero(is_valid.reshape(-1))[0], device) if is_padded else None,
         tokens=None if in_order else _tensor(token_index[is_valid], device),
-        block_index=_tensor(rows.block_table[members, :most_blocks].reshape(-1), device),
+        num_keys=num_keys,
+        block_index=_tensor(block_table.reshape(-1), device),
         query_positions=_tensor(positions, device),
     )
 
@@ -115,11 +120,14 @@ def _attend(query: Tensor, kv: KVLayer, bundle: _Bundle, options: AttentionOptio
     # The g query heads of one key-value head become further queries of it, so keys are never repeated.
     grouped = query.view(rows, queries, groups, heads // groups, channels).permute(2, 0, 3, 1, 4)
     grouped = grouped.reshape(groups, rows, -1, channels)
-    keys = kv.keys.index_select(1, bundle.block_index).view(groups, rows, -1, channels)
-    values = kv.values.index_select(1, bundle.block_index).view(groups, rows, -1, channels)
+    keys = kv.keys.index_select(1, bundle.block_index).view(groups, rows, -1, channels)[:, :, : bundle.num_keys]
+    values = kv.values.index_select(1, bundle.block_index).view(groups, rows, -1, channels)[:, :, : bundle.num_keys]
+    num_grouped = grouped.shape[2]
+    grouped = functional.pad(grouped, (0, 0, 0, -num_grouped % _QUERY_MULTIPLE))
     mask = bundle.masks.get(options.window)
     if mask is None:
-        mask = _mask(bundle, keys.shape[2], heads // groups, options.window, query.dtype)
+        mask = _mask(bundle, heads // groups, options.window, query.dtype)
+        mask = functional.pad(mask, (0, 0, 0, grouped.shape[2] - num_grouped))
         bundle.masks[options.window] = mask
     if options.softcap is None:
         result = functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=options.scale)
@@ -127,19 +135,26 @@ def _attend(query: Tensor, kv: KVLayer, bundle: _Bundle, options: AttentionOptio
         scores = torch.matmul(grouped.float(), keys.float().transpose(-1, -2)) * options.scale
         scores = torch.tanh(scores / options.softcap) * options.softcap + mask
         result = torch.matmul(scores.softmax(-1), values.float()).to(query.dtype)
-    result = result.view(groups, rows, heads // groups, queries, channels).permute(1, 3, 0, 2, 4)
+    result = result[:, :, :num_grouped].reshape(groups, rows, heads // groups, queries, channels).permute(1, 3, 0, 2, 4)
     return result.reshape(rows * queries, heads, channels)
 
 
-def _mask(bundle: _Bundle, num_keys: int, group_size: int, window: int | None, dtype: torch.dtype) -> Tensor:
+def _mask(bundle: _Bundle, group_size: int, window: int | None, dtype: torch.dtype) -> Tensor:
     """[1, r, g * q, L] additive: 0 where a query sees a key, minus infinity elsewhere."""
     query_positions = bundle.query_positions.unsqueeze(-1)
-    key_positions = torch.arange(num_keys, device=query_positions.device)
+    key_positions = torch.arange(bundle.num_keys, device=query_positions.device)
     is_seen = key_positions <= query_positions
     if window is not None:
         is_seen &= key_positions > query_positions - window
     mask = torch.zeros(is_seen.shape, dtype=dtype, device=is_seen.device).masked_fill_(~is_seen, -math.inf)
     return mask.repeat(1, group_size, 1).unsqueeze(0)
+
+
+def _padded_length(lengths: np.ndarray) -> np.ndarray:
+    """128, 192, 384 or whole tiles. Not 256: of a tile, sums over 193 to 383 keys are cut in two equal halves, and
+    longer ones in pieces of 192 (measured; `tests/unit/kernels` holds it)."""
+    tiles = -(-lengths // _KEY_TILE) * _KEY_TILE
+    return np.where(lengths <= 128, 128, np.where(lengths <= 192, 192, np.where(lengths <= 384, 384, tiles)))
 
 
 def _next_power_of_two(values: np.ndarray) -> np.ndarray:

@@ -13,9 +13,15 @@ from kilotron.kernels.interface import AttentionOptions, AttentionRows, ExpertWe
 from kilotron.kernels.reference import attention
 from kilotron.kernels.reference.attention import ReferencePlan
 
-# Float32 products of fewer rows take another path through the CPU's matrix library, with another order of
-# summation. Padding to this many rows keeps a row's bits the same alone and in a crowd.
-_FEWEST_FLOAT32_ROWS = 4
+# Products of a few odd rows, or of few multiplications, take another path through the CPU's matrix library, with another
+# order of summation. Padding small ones to a multiple of 4 rows and beyond the fewest multiplications keeps a row's bits the
+# same alone and in a crowd (seen on AVX-512 machines; tests/invariance holds it).
+_ROW_MULTIPLE = 4
+_SMALL_ROWS = 32
+_FEWEST_MULTIPLICATIONS = 4097
+# Float32 functions run on so many values at a time; what is left at a thread's end is computed one by one, with other
+# bits. Padding leaves nothing over.
+_FLOAT32_STRIDE = 32
 
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -54,8 +60,10 @@ class ReferenceBackend:
     def linear(self, x: Tensor, packed: ReferenceLinear) -> Tensor:
         """[T, in] -> [T, out]"""
         num_rows = x.shape[0]
-        if x.dtype == torch.float32 and num_rows < _FEWEST_FLOAT32_ROWS:
-            padded = functional.pad(x, (0, 0, 0, _FEWEST_FLOAT32_ROWS - num_rows))
+        if num_rows < _SMALL_ROWS:
+            fewest = max(num_rows, -(-_FEWEST_MULTIPLICATIONS // packed.weight.numel()))
+            padding = fewest - num_rows + -fewest % _ROW_MULTIPLE
+            padded = functional.pad(x, (0, 0, 0, padding)) if padding else x
             return functional.linear(padded, packed.weight, packed.bias)[:num_rows]
         return functional.linear(x, packed.weight, packed.bias)
 
@@ -77,7 +85,11 @@ class ReferenceBackend:
 
     def activate(self, x: Tensor, kind: str) -> Tensor:
         """Element-wise activation by name."""
-        return _ACTIVATIONS[kind](x)
+        function = _ACTIVATIONS[kind]
+        if x.dtype != torch.float32:
+            return function(x)
+        padding = -x.numel() % (_FLOAT32_STRIDE * torch.get_num_threads())
+        return function(functional.pad(x.reshape(-1), (0, padding)))[: x.numel()].view(x.shape)
 
     def activate_gated(self, gate_up: Tensor, kind: str) -> Tensor:
         """[T, 2 * ffn] -> [T, ffn]"""

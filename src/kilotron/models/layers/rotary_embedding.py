@@ -56,10 +56,11 @@ class DynamicRotaryEmbedding(RotaryEmbedding):
 
     def frequencies_at(self, positions: Tensor) -> Tensor:
         """[T] int64 -> [T, rotated channels / 2] float32"""
-        length = (positions + 1).clamp(min=self.original_length).float()
+        # In float64, since the last bits of a float32 power depend on a value's place in the tensor.
+        length = (positions + 1).clamp(min=self.original_length).double()
         growth = (self.factor * length / self.original_length) - (self.factor - 1)
-        scaled = 1.0 / (self.base * growth**self.growth_exponent)[:, None] ** self.exponents
-        return torch.where(positions[:, None] < self.original_length, self.frequencies, scaled)
+        scaled = 1.0 / (self.base * growth**self.growth_exponent)[:, None] ** self.exponents.double()
+        return torch.where(positions[:, None] < self.original_length, self.frequencies, scaled.float())
 
 
 def make_rotary_embedding(config: TransformerConfig, device: torch.device, max_sequence_length: int) -> RotaryEmbedding:
