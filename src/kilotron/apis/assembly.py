@@ -1,5 +1,6 @@
 """The only builder: from a checkpoint or ready parts to an engine. Every mode is chosen here, once."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,12 @@ from kilotron.scheduling.step_planner import SchedulerLimits
 from kilotron.text_generation_controllers.text_generation_controller import TextGenerationController
 from kilotron.tokenization import Tokenizer, load_tokenizer
 
+_log = logging.getLogger(__name__)
+
 BUNDLED_MODEL = Path(__file__).parents[1] / "assets" / "tiny"
+
+# A folder with none of these has no tokenizer; with any of them, what is missing is an error.
+_TOKENIZER_FILES = ("*token*", "vocab*", "merges.txt", "spiece.model", "sentencepiece*", "tekken*")
 
 # What a generation_config.json may say about sampling, by our names.
 _SAMPLING_DEFAULTS = {
@@ -64,7 +70,8 @@ def assemble(
 
     Args:
         model: checkpoint folder, hub id, a ready model, or None for the bundled tiny model.
-        tokenizer: its folder or a ready one; None takes the one beside the checkpoint (none for a ready model).
+        tokenizer: its folder or a ready one; None takes the one beside the checkpoint, if there is one (none for a
+            ready model).
         config: the engine's options.
         on_progress: called with (bytes done, bytes in all) while weights load.
 
@@ -74,16 +81,13 @@ def assemble(
         ConfigError: an option is impossible with this model or machine.
     """
     if isinstance(model, GPTModel):
-        ready = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
-        return _assemble_ready(model, ready, config, generation_config={})
+        return _assemble_ready(model, _choose_tokenizer(tokenizer, None), config, generation_config={})
     source = BUNDLED_MODEL if model is None else model
     with HuggingFaceCheckpoint.open(source) as checkpoint:
         kernels, machine = _choose_machine(config)
         model_config = read_transformer_config(checkpoint.config)
         resolved = resolve(config, _model_facts(model_config), machine)
-        if tokenizer is None:
-            tokenizer = checkpoint.folder
-        ready = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
+        ready = _choose_tokenizer(tokenizer, checkpoint.folder)
         built = GPTModel(model_config, kernels, resolved.max_sequence_length)
         load_weights(built, checkpoint, getattr(torch, resolved.dtype), on_progress=on_progress)
         return _build(built, ready, resolved, checkpoint.generation_config)
@@ -100,6 +104,16 @@ def _assemble_ready(
         )
     machine = MachineFacts(str(model.kernels.device), "the model's", model.kernels.free_memory_bytes())
     return _build(model, tokenizer, resolve(config, facts, machine), generation_config)
+
+
+def _choose_tokenizer(tokenizer: str | Path | Tokenizer | None, beside: Path | None) -> Tokenizer | None:
+    """The one asked for, else the one beside the checkpoint, if there is any."""
+    if tokenizer is None and beside is not None:
+        if not any(True for pattern in _TOKENIZER_FILES for _ in beside.glob(pattern)):
+            _log.warning("%s has no tokenizer files; prompts must be token ids, and there will be no text", beside)
+            return None
+        tokenizer = beside
+    return load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
 
 
 def _choose_machine(config: InferenceConfig) -> tuple[KernelBackend, MachineFacts]:

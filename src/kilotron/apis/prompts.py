@@ -14,7 +14,8 @@ def is_single_prompt(prompts: Any) -> bool:
     if isinstance(prompts, str):
         return True
     if isinstance(prompts, Sequence):
-        return bool(prompts) and hasattr(prompts[0], "__index__")
+        # Arrays of any shape have __index__; only those without an axis are a number.
+        return bool(prompts) and hasattr(prompts[0], "__index__") and getattr(prompts[0], "ndim", 0) == 0
     # A tensor or array of ids.
     return getattr(prompts, "ndim", None) == 1
 

@@ -75,9 +75,9 @@ class EngineThread:
             try:
                 self._serve()
                 return
-            except Exception as error:
-                # A fault of ours, not of a request's. Nobody may be left waiting: the closed engine refuses
-                # whatever still comes in.
+            except BaseException as error:
+                # A fault of ours, not of a request's, or an exit called for where it ends only a thread. Nobody may
+                # be left waiting: the closed engine refuses whatever still comes in.
                 _log.exception("the engine failed")
                 self._engine.close(f"it failed with {type(error).__name__}: {error}")
 

@@ -187,7 +187,7 @@ def _checked_params(params: Any) -> SamplingParams:
 
 def _as_ids(prompt: Any) -> list[int]:
     """Plain ints; anything that counts as an integer (numpy's, torch's) is accepted."""
-    if isinstance(prompt, bytes | dict | set) or not hasattr(prompt, "__iter__"):
+    if isinstance(prompt, bytes | bytearray | memoryview | dict | set) or not hasattr(prompt, "__iter__"):
         raise InvalidRequestError(f"a prompt must be a text or a list of token ids, not {type(prompt).__name__}")
     ids = []
     for token_id in prompt:
