@@ -3,10 +3,10 @@
 Letters as in `kernels/interface.py`; moreover r rows of a bundle, q query tokens per row (padded), L key positions
 per row (padded), g = H / G query heads per key-value head.
 
-The rows of a step are put into bundles by size (new tokens to a power of two, key positions to `_padded_length`), so that
-the number of torch calls per layer depends on the spread of sizes, not on the number of rows. Key positions always start
-at 0 and the fused kernel walks them in tiles of 512, so with these lengths a row's result does not depend on the bundle it
-landed in (seen on AVX-512 machines; `tests/invariance` holds it).
+The rows of a step are put into bundles by size (new tokens to a power of two, key positions to `_padded_length`), so
+that the number of torch calls per layer depends on the spread of sizes, not on the number of rows. Key positions always
+start at 0 and the fused kernel walks them in tiles of 512, so with these lengths a row's result does not depend on the
+bundle it landed in (seen on AVX-512 machines; `tests/invariance` holds it).
 """
 
 import math

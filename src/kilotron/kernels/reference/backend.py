@@ -13,14 +13,14 @@ from kilotron.kernels.interface import AttentionOptions, AttentionRows, ExpertWe
 from kilotron.kernels.reference import attention
 from kilotron.kernels.reference.attention import ReferencePlan
 
-# Products of a few odd rows, or of few multiplications, take another path through the CPU's matrix library, with another
-# order of summation. Padding small ones to a multiple of 4 rows and beyond the fewest multiplications keeps a row's bits the
-# same alone and in a crowd (seen on AVX-512 machines; tests/invariance holds it).
+# Products of a few odd rows, or of few multiplications, take another path through the CPU's matrix library, with
+# another order of summation. Padding small ones to a multiple of 4 rows and beyond the fewest multiplications keeps a
+# row's bits the same alone and in a crowd (seen on AVX-512 machines; tests/invariance holds it).
 _ROW_MULTIPLE = 4
 _SMALL_ROWS = 32
 _FEWEST_MULTIPLICATIONS = 4097
-# Float32 functions run on so many values at a time; what is left at a thread's end is computed one by one, with other
-# bits. Padding leaves nothing over.
+# Float32 functions run on so many values at a time; what is left at a thread's end is computed one by one, with
+# other bits. Padding leaves nothing over.
 _FLOAT32_STRIDE = 32
 
 
