@@ -6,10 +6,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from kilotron.engines.dynamic_engine import DynamicInferenceEngine
+from kilotron.scheduling.scheduled_request import ScheduledRequest
 
 # Work shorter than this shows nothing.
 _DELAY_S = 1.0
 _REFRESH_S = 0.1
+_REQUESTS_FORMAT = "{percentage:3.0f}%|{bar}| {desc}, {elapsed}<{remaining}{postfix}"
 
 
 class RequestProgressBar:
@@ -20,7 +22,7 @@ class RequestProgressBar:
         is_wanted: None shows the bar on a terminal only.
     """
 
-    def __init__(self, engine: DynamicInferenceEngine, is_wanted: bool | None) -> None:
+    def __init__(self, engine: DynamicInferenceEngine, is_wanted: bool | None) -> None:  # noqa: FBT001 - one caller
         self._engine = engine
         self._is_wanted = sys.stderr.isatty() if is_wanted is None else is_wanted
         self._started = self._drawn = time.monotonic()
@@ -34,13 +36,15 @@ class RequestProgressBar:
         if not self._is_wanted or now - self._started < _DELAY_S or now - self._drawn < _REFRESH_S:
             return
         self._drawn = now
-        finished = self._engine.num_requests_finished - self._finished_before
+        engine = self._engine
+        finished = engine.num_requests_finished - self._finished_before
+        total = finished + engine.num_unfinished_requests
         if self._bar is None:
-            total = finished + self._engine.num_unfinished_requests
-            self._bar = _open_bar(now - self._started, total=total, unit="request")
-        tokens = self._engine.num_tokens_generated - self._tokens_before
+            self._bar = _open_bar(now - self._started, total=total, bar_format=_REQUESTS_FORMAT)
+        tokens = engine.num_tokens_generated - self._tokens_before
+        self._bar.set_description_str(f"{finished} of {total} requests", refresh=False)
         self._bar.set_postfix_str(f"{tokens / (now - self._started):.1f} tokens/s", refresh=False)
-        self._bar.n = finished
+        self._bar.n = finished + sum(map(_share_done, engine.scheduler.running))
         self._bar.refresh()
 
     def __enter__(self) -> Self:
@@ -84,6 +88,12 @@ class LoadProgressBar:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def _share_done(item: ScheduledRequest) -> float:
+    """How much of a running request is done, if it takes all the tokens it may."""
+    request = item.request
+    return request.generated_length / request.max_generated if request.max_generated else 0.0
 
 
 def _open_bar(elapsed_s: float, **options: Any) -> Any:

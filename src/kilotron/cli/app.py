@@ -35,14 +35,14 @@ COMMAND_EPILOGUE = """\
 Every flag is also an environment variable (--top-p: KILOTRON_TOP_P) and a key
 of a --config file."""
 
-# name -> (where it is, one line for --help)
+# name -> module:function in this package, and the first line of its docstring: listing commands imports none of them.
 COMMANDS = {
     "generate": ("generate:generate", "Continue one prompt or many."),
     "chat": ("chat:chat", "Talk with a model."),
     "score": ("score:score", "Log-probabilities and perplexity of texts."),
     "bench throughput": ("bench:throughput", "Many random prompts at once: requests and tokens per second."),
     "bench latency": ("bench:latency", "One prompt at a time: time to the first token and per token."),
-    "env": ("env:env", "Versions, machine, backends, caches: what to put in a bug report."),
+    "env": ("env:env", "Versions, machine and caches, for a bug report."),
 }
 
 
@@ -65,8 +65,13 @@ def package_version() -> str:
         return "not installed (run from a source folder)"
 
 
-def build_app(config_file: str | None = None) -> "App":
-    """The command tree; `config_file` gives flags that neither the command line nor the environment gives."""
+def build_app(arguments: Sequence[str] = (), config_file: str | None = None) -> "App":
+    """The command tree, made for these arguments.
+
+    Args:
+        arguments: those of the command line.
+        config_file: gives flags that neither the command line nor the environment gives.
+    """
     from cyclopts import App
     from cyclopts.config import Env
 
@@ -83,7 +88,9 @@ def build_app(config_file: str | None = None) -> "App":
     for name, (target, summary) in COMMANDS.items():
         group, _, last = name.rpartition(" ")
         owner = bench if group else app
-        owner.command(f"kilotron.cli.{target}", name=last, help=summary, help_epilogue=COMMAND_EPILOGUE)
+        is_asked_for = list(arguments[: name.count(" ") + 1]) == name.split()  # then its whole docstring is its help
+        shown = None if is_asked_for else summary
+        owner.command(f"kilotron.cli.{target}", name=last, help=shown, help_epilogue=COMMAND_EPILOGUE)
     app.command(bench)
     if config_file is not None:
         from kilotron.cli.config_file import file_sources
@@ -96,7 +103,7 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments == ["--version"]:  # half of the time of a full start
         print(package_version())
         return 0
-    app = build_app(_config_file(arguments))
+    app = build_app(arguments, _config_file(arguments))
     result = app(arguments, exit_on_error=False, print_error=False)
     return result if isinstance(result, int) else 0
 

@@ -37,11 +37,12 @@ def throughput(
 ) -> int:
     """Many random prompts at once: requests and tokens per second.
 
-    All prompts arrive together, so the time to the first token includes the wait for those before.
+    All prompts arrive together, so the time to the first token includes the
+    wait for those before.
 
-    kilotron bench throughput --num-prompts 64 --input-len 128 --output-len 64
-
-    kilotron bench throughput ./checkpoint --max-num-seqs 16 --json
+    Try:
+      kilotron bench throughput --num-prompts 64 --output-len 32
+      kilotron bench throughput ./checkpoint --max-num-seqs 16 --json
     """
     _check_positive(num_prompts=num_prompts, input_len=input_len, output_len=output_len)
     check_model_name(model)
@@ -70,11 +71,12 @@ def latency(
 ) -> int:
     """One prompt at a time: time to the first token and per token.
 
-    Every repeat has a prompt of its own, so that nothing comes from the prefix cache.
+    Every repeat has a prompt of its own, so that nothing comes from the prefix
+    cache.
 
-    kilotron bench latency --input-len 512 --output-len 32
-
-    kilotron bench latency ./checkpoint --num-repeats 20 --json
+    Try:
+      kilotron bench latency --input-len 512 --output-len 32
+      kilotron bench latency ./checkpoint --num-repeats 20 --json
     """
     _check_positive(num_repeats=num_repeats, input_len=input_len, output_len=output_len)
     check_model_name(model)

@@ -36,14 +36,14 @@ def chat(
 ) -> int:
     """Talk with a model.
 
-    Answers appear as they are generated. /help lists the commands; Ctrl-C stops an answer, Ctrl-D ends the chat.
-    Without a terminal each line of standard input is a message, and the answers go to standard output.
+    Answers appear as they are generated. /help lists the commands; Ctrl-C stops
+    an answer, Ctrl-D ends the chat. Without a terminal each line of standard
+    input is a message, and the answers go to standard output.
 
-    kilotron chat
-
-    kilotron chat Qwen/Qwen3-0.6B --system "Answer in one sentence." --temperature 0
-
-    echo "Who was Ada Lovelace?" | kilotron chat ./checkpoint
+    Try:
+      kilotron chat
+      kilotron chat Qwen/Qwen3-0.6B --system "Answer in one sentence."
+      echo "Who was Ada Lovelace?" | kilotron chat ./checkpoint --temperature 0
     """
     check_model_name(model)
     asked = sampling.given()

@@ -25,13 +25,13 @@ _HIDDEN = "(set, not shown)"
 
 
 def env(*, json: Annotated[bool, switch("One JSON object instead of a table.", group=OUTPUT_GROUP)] = False) -> int:
-    """Versions, machine, backends, caches: what to put in a bug report.
+    """Versions, machine and caches, for a bug report.
 
     Secrets are never shown, and nothing is sent anywhere.
 
-    kilotron env
-
-    kilotron env --json
+    Try:
+      kilotron env
+      kilotron env --json
     """
     facts = describe_environment()
     if json:

@@ -48,16 +48,15 @@ def generate(
 ) -> int:
     """Continue one prompt or many.
 
-    One prompt is written as it is generated; several run together and are written in order. Without --max-tokens an
-    answer ends after 256 tokens at most.
+    One prompt is written as it is generated; several run together and are
+    written in order. Without --max-tokens an answer has 256 tokens at most.
 
-    kilotron generate -p "Once upon a time"
-
-    kilotron generate ./checkpoint -p "The sky is" -p "The sea is" --temperature 0 --json
-
-    kilotron generate Qwen/Qwen3-0.6B --prompt-file questions.jsonl --json > answers.jsonl
-
-    cat story.txt | kilotron generate ./checkpoint --max-tokens 100
+    Try:
+      kilotron generate -p "Once upon a time"
+      kilotron generate ./checkpoint -p "The sky is" -p "The sea is" --json
+      kilotron generate ./checkpoint --temperature 0 --max-tokens 9 -p "2 + 2 ="
+      kilotron generate Qwen/Qwen3-0.6B --prompt-file in.jsonl --json > out.jsonl
+      cat story.txt | kilotron generate ./checkpoint
     """
     check_model_name(model)
     sources = read_prompts(prompts, command="generate")

@@ -18,6 +18,8 @@ from kilotron.sampling_params import SamplingParams
 if TYPE_CHECKING:
     from kilotron.apis.llm import MegatronLLM
 
+_ADVICE = "a toy; give a checkpoint folder or a hub id for a real one"
+
 
 class PhaseTimes:
     """Seconds since the process began at which phases ended, for --verbose."""
@@ -34,7 +36,7 @@ class PhaseTimes:
             self._marks.append((phase, time.time() - self._process_started))
 
     def describe(self) -> str:
-        """ "imports 1.52 s, load 0.31 s, first token 0.05 s: 1.88 s since the start"."""
+        """Such as: imports 1.52 s, load 0.31 s, first token 0.05 s: 1.88 s since the process started."""
         before, parts = 0.0, []
         for phase, at in self._marks:
             parts.append(f"{phase} {at - before:.2f} s")
@@ -91,24 +93,22 @@ def open_model(model: str | None, engine: EngineOptions, run: RunOptions) -> Ite
     """
     config = engine.to_config()
     times = PhaseTimes() if run.verbose else None
-    _set_up_logging(is_verbose=run.verbose)
     if model is None:
-        note(
-            "no MODEL given, using the bundled tiny model (a toy; give a checkpoint folder or a hub id for a real one)"
-        )
+        note(f"no MODEL given, using the bundled tiny model ({_ADVICE})")
     with _collector_paused():
         from kilotron.apis.llm import MegatronLLM
         from kilotron.apis.progress import LoadProgressBar
     if times is not None:
         times.mark("imports")
-    with LoadProgressBar(is_wanted=run.progress) as bar:
-        llm = MegatronLLM(model, engine.tokenizer, inference_config=config, on_progress=bar.update)
-    with llm:
-        loaded = LoadedModel(llm, model or "bundled", run, times)
-        loaded.mark("load")
-        if run.verbose:
-            _tell_decisions(llm)
-        yield loaded
+    with _warnings_on_stderr(is_verbose=run.verbose):
+        with LoadProgressBar(is_wanted=run.progress) as bar:
+            llm = MegatronLLM(model, engine.tokenizer, inference_config=config, on_progress=bar.update)
+        with llm:
+            loaded = LoadedModel(llm, model or "bundled", run, times)
+            loaded.mark("load")
+            if run.verbose:
+                _tell_decisions(llm)
+            yield loaded
 
 
 def _tell_decisions(llm: "MegatronLLM") -> None:
@@ -128,11 +128,17 @@ def _collector_paused() -> Iterator[None]:
         gc.enable()
 
 
-def _set_up_logging(*, is_verbose: bool) -> None:
+@contextmanager
+def _warnings_on_stderr(*, is_verbose: bool) -> Iterator[None]:
     handler = logging.StreamHandler()
     if not is_verbose:
         handler.setFormatter(_OneLine())
-    logging.getLogger("kilotron").handlers[:] = [handler]
+    logger = logging.getLogger("kilotron")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 class _OneLine(logging.Formatter):

@@ -16,7 +16,7 @@ from kilotron.sampling_params import SamplingParams
 
 PROMPT_GROUP = Group("Prompts", sort_key=1)
 OUTPUT_GROUP = Group("Output", sort_key=2)
-_SAMPLING = Group("Sampling (what is not given comes from the model's generation_config.json)", sort_key=3)
+_SAMPLING = Group("Sampling (else as the model's generation_config.json says)", sort_key=3)
 _ENGINE = Group("Engine", sort_key=4)
 
 _DEFAULTS = InferenceConfig()

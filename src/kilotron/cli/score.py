@@ -33,11 +33,12 @@ def score(
 ) -> int:
     """Log-probabilities and perplexity of texts.
 
-    The first token has nothing before it, so it has no log-probability and does not count.
+    The first token has nothing before it, so it has no log-probability and does
+    not count.
 
-    kilotron score -p "Once upon a time"
-
-    kilotron score ./checkpoint --prompt-file article.txt --whole-file --json
+    Try:
+      kilotron score -p "Once upon a time"
+      kilotron score ./checkpoint --prompt-file article.txt --whole-file --json
     """
     check_model_name(model)
     sources = read_prompts(prompts, command="score")
