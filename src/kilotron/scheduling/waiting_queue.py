@@ -3,6 +3,7 @@
 import heapq
 from collections import OrderedDict
 from collections.abc import Iterator
+from itertools import takewhile
 
 from kilotron.scheduling.scheduled_request import ScheduledRequest
 
@@ -29,10 +30,12 @@ class WaitingQueue:
         self._num_waiting += 1
 
     def put_back(self, item: ScheduledRequest) -> None:
-        """Adds one that ran before, in front of its priority."""
+        """Adds one that ran before, in its place by arrival, which is near the front."""
         bucket = self._bucket(item)
+        older = list(takewhile(lambda other: other.arrival_order < item.arrival_order, bucket.values()))
         bucket[item.request.request_id] = item
-        bucket.move_to_end(item.request.request_id, last=False)
+        for each in (item, *reversed(older)):
+            bucket.move_to_end(each.request.request_id, last=False)
         self._num_waiting += 1
 
     def remove(self, item: ScheduledRequest) -> None:
