@@ -65,10 +65,8 @@ class DynamicBlockAllocator:
             self.cache.mark_unowned(unowned_cached)
 
     def discard(self, block_ids: Sequence[int]) -> None:
-        """Like `free`, but what these blocks hold must not be found again."""
-        for block_id in block_ids:
-            if block_id in self.cache:
-                self.cache.forget(block_id)
+        """Like `free`, but what these blocks hold, and what was computed from it, must not be found again."""
+        self._free += self.cache.forget(block_ids)
         self.free(block_ids)
 
     def check_ledger(self, owners: Sequence[Sequence[int]]) -> list[str]:

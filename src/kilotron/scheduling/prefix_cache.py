@@ -34,7 +34,7 @@ class _Entry:
 
 def chain_root(salt: str) -> bytes:
     """The chain value in front of a request's first block. Different salts never share a block."""
-    return hashlib.sha256(b"kilotron/1:" + salt.encode()).digest()
+    return hashlib.sha256(b"kilotron/1:" + salt.encode(errors="surrogatepass")).digest()
 
 
 def chain_value(parent: bytes, tokens: Sequence[int]) -> bytes:
@@ -100,13 +100,26 @@ class PrefixCache:
             last_used, block_id = heapq.heappop(self._leaves)
             entry = self._by_block.get(block_id)
             if entry is not None and self._is_leaf(entry) and entry.last_used == last_used:
-                self.forget(block_id)
+                self._drop(entry)
                 return block_id
         return None
 
-    def forget(self, block_id: int) -> None:
-        """Drops a block from the cache, owned or not; blocks that continue it can no longer be found."""
-        entry = self._by_block.pop(block_id)
+    def forget(self, block_ids: Sequence[int]) -> list[int]:
+        """Drops blocks, owned or not, and all that continue them; returns those of them that nobody owns."""
+        entries = [self._by_block[block_id] for block_id in block_ids if block_id in self._by_block]
+        if not entries:
+            return []
+        dropped = dict.fromkeys(entries)
+        # In order of registration, so that a block comes after the one it continues.
+        for entry in self._by_block.values():
+            if entry.parent_entry in dropped:
+                dropped[entry] = None
+        for entry in dropped:
+            self._drop(entry)
+        return [entry.block_id for entry in dropped if not entry.is_owned]
+
+    def _drop(self, entry: _Entry) -> None:
+        del self._by_block[entry.block_id]
         del self._by_chain[entry.chain]
         if not entry.is_owned:
             self._num_unowned -= 1
