@@ -35,8 +35,8 @@ class ScheduledRequest:
         self.num_registered = 0
         """Leading blocks that the prefix cache knows as this request's own."""
         self.is_private = False
-        """Whether it found its content registered by another's block, so that its later blocks must stay private:
-        a cached block's owners own all its ancestors."""
+        """Whether it found its content registered by another's block, or its own one dropped, so that its later blocks
+        must stay private: a cached block's owners own all its ancestors."""
         self.num_scored = 0
         """Prompt positions whose log-probabilities were returned."""
         self.num_bypassed = 0

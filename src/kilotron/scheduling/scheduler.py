@@ -70,6 +70,12 @@ class Scheduler:
                 f"request {request.request_id} has {request.prompt_length} prompt tokens, more than max_tokens="
                 f"{limits.max_tokens}; enable chunked prefill or raise max_tokens"
             )
+        is_scored_at_once = request.sampling_params.wants_prompt_log_probs and not limits.enable_chunked_prefill
+        if is_scored_at_once and request.prompt_length > limits.max_logits_tokens:
+            raise RequestNeverFitsError(
+                f"request {request.request_id} wants log-probabilities of {request.prompt_length} prompt tokens, more "
+                f"than max_logits_tokens={limits.max_logits_tokens}; enable chunked prefill or raise max_logits_tokens"
+            )
         if len(self.waiting) >= limits.max_waiting_requests:
             raise QueueFullError(f"{len(self.waiting)} requests wait already (max_waiting_requests); try again later")
 
@@ -232,7 +238,9 @@ class Scheduler:
         item.block_ids = cached
         item.num_computed = len(cached) * limits.block_size
         length = budget.chunk_length(item)
-        if length < item.num_wanted and not limits.enable_chunked_prefill:
+        # What is computed again may have outgrown a step, so it is split whatever the option says.
+        is_whole = limits.enable_chunked_prefill or item.request.num_preemptions > 0 or length == item.num_wanted
+        if not is_whole:
             item.rewind()
             return None
         self.allocator.share(cached)
@@ -318,7 +326,10 @@ class Scheduler:
             index = item.num_registered
             tokens = item.token_ids[index * block_size : (index + 1) * block_size]
             chain = item.chain(index + 1, block_size)
-            if self.allocator.cache.insert(item.block_ids[index], chain, item.chains[index], tokens):
+            cache = self.allocator.cache
+            # Its own block before this one may have been discarded by somebody who shared it and failed.
+            is_continued = index == 0 or item.block_ids[index - 1] in cache
+            if is_continued and cache.insert(item.block_ids[index], chain, item.chains[index], tokens):
                 item.num_registered += 1
                 self._unexpect(item, (chain,))
             else:
