@@ -31,7 +31,7 @@ class InferenceConfig:
     device: str = "auto"
     """Where to run: auto, cpu, or a torch device name."""
     kernels: str = "auto"
-    """Kernel backend: auto or reference."""
+    """Kernel backend: auto, cpu or reference."""
     num_threads: int | None = None
     """CPU threads; None leaves torch's own choice."""
     block_size_tokens: int = 32

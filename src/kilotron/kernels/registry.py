@@ -6,10 +6,11 @@ from typing import NamedTuple
 import torch
 
 from kilotron.errors import KernelError
+from kilotron.kernels.cpu.backend import CpuBackend, can_pack
 from kilotron.kernels.interface import KernelBackend
 from kilotron.kernels.reference.backend import ReferenceBackend
 
-_BACKENDS: dict[str, Callable[[torch.device], KernelBackend]] = {"reference": ReferenceBackend}
+_BACKENDS: dict[str, Callable[[torch.device], KernelBackend]] = {"cpu": CpuBackend, "reference": ReferenceBackend}
 
 
 class BackendChoice(NamedTuple):
@@ -43,12 +44,17 @@ def choose_backend(wanted: str, device: str) -> BackendChoice:
     """The backend for a device.
 
     Raises:
-        KernelError: the name is unknown; the message lists the known ones.
+        KernelError: the name is unknown (the message lists the known ones), or does not run on the device.
     """
+    is_cpu = torch.device(device).type == "cpu"
     if wanted == "auto":
-        return BackendChoice(_BACKENDS["reference"](torch.device(device)), "the only backend for this device")
+        if is_cpu and can_pack(torch.float32):
+            return BackendChoice(CpuBackend(device), "packed weights for this CPU")
+        return BackendChoice(ReferenceBackend(device), "the only backend that runs here")
     if wanted not in _BACKENDS:
         raise KernelError(f"kernels {wanted!r} are not known; known: auto, {', '.join(sorted(_BACKENDS))}")
+    if wanted == "cpu" and not is_cpu:
+        raise KernelError(f"kernels 'cpu' do not run on device {device!r}; use kernels=auto")
     return BackendChoice(_BACKENDS[wanted](torch.device(device)), "asked for")
 
 
