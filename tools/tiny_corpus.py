@@ -147,11 +147,33 @@ def plain(rng: Random) -> str:
     return rng.choice((*tables.RHYMES, *talk.HAIKUS, *talk.POEMS, *talk.JOKES))
 
 
-def documents(seed: int) -> Iterator[Document]:
-    """Documents without end; the same seed gives the same ones."""
+def drill(rng: Random) -> Document:
+    """What is learned slowly: sums above all, names, counting, repeating, and what it says about itself."""
+    if rng.random() < 0.4:
+        sums = [tiny_chats.sums(rng)[1] for _ in range(rng.choice((1, 1, 4, 8)))]
+        return [(" ".join(line for line in sums if "=" in line) or "2 + 2 = 4.", True)]
+    if rng.random() < 0.15:
+        return exchange_document(tiny_chats.with_memory(rng))
+    topics = (tiny_chats.sums, tiny_chats.counting, tiny_chats.repeat, tiny_chats.about, tiny_chats.animal)
+    topic = rng.choices(topics, (60, 8, 12, 10, 10))[0]
+    return exchange_document([topic(rng) for _ in range(rng.randint(1, 3))])
+
+
+def exchange_document(turns: list[tiny_chats.Exchange]) -> Document:
+    """A chat of these exchanges, without a system message."""
+    messages = []
+    for question, answer in turns:
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return chat_document(messages)
+
+
+def documents(seed: int, drills: float = 0.0) -> Iterator[Document]:
+    """Documents without end; the same seed gives the same ones. `drills` is the share of exercises among them."""
     rng = Random(seed)
     while True:
-        if rng.random() < 0.62:
+        if drills and rng.random() < drills:
+            yield drill(rng)
+        elif rng.random() < 0.62:
             yield chat_document(tiny_chats.conversation(rng))
         else:
             yield [(plain(rng), True)]

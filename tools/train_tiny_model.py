@@ -14,7 +14,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import tiny_corpus
@@ -31,6 +31,8 @@ TOKENS_PER_STEP = 4096
 # Rows of one step: (length, share of the steps). Long rows teach the later positions.
 ROW_LENGTHS = ((256, 0.9), (1024, 0.1))
 IGNORED = -100
+# From this step on, a share of the documents are exercises in what is learned slowly.
+DRILLS_FROM, DRILLS_SHARE = 600, 0.4
 CHECKPOINT_EVERY = 100
 EMA_DECAY = 0.98
 
@@ -55,9 +57,9 @@ def train_tokenizer(seed: int) -> Tokenizer:
     return tokenizer
 
 
-def encoded(tokenizer: Tokenizer, seed: int) -> Iterator[tuple[list[int], list[int]]]:
+def encoded(tokenizer: Tokenizer, seed: int, drills: float = 0.0) -> Iterator[tuple[list[int], list[int]]]:
     """Endless documents as (token ids, labels), each closed by the end token."""
-    source = tiny_corpus.documents(seed)
+    source = tiny_corpus.documents(seed, drills)
     while True:
         chunk = list(islice(source, 500))
         segments = [segment for document in chunk for segment in document]
@@ -76,7 +78,9 @@ def batches(tokenizer: Tokenizer, seed: int) -> Iterator[tuple[torch.Tensor, tor
     """Endless (inputs, labels). Every row begins with a new document, one in five with an end token before it."""
     source = encoded(tokenizer, seed)
     generator = torch.Generator().manual_seed(seed)
-    while True:
+    for step in count():
+        if step == DRILLS_FROM:
+            source = encoded(tokenizer, seed + 1, DRILLS_SHARE)
         is_long = torch.rand(1, generator=generator).item() < ROW_LENGTHS[1][1]
         length = ROW_LENGTHS[1][0] if is_long else ROW_LENGTHS[0][0]
         rows = []
@@ -274,7 +278,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("src/kilotron/assets/tiny"), help="folder of the model")
     parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="folder of the checkpoint")
-    parser.add_argument("--steps", type=int, default=1900)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --work")
