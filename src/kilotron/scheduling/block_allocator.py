@@ -32,6 +32,10 @@ class DynamicBlockAllocator:
         """Blocks with at least one owner."""
         return self.num_blocks - 1 - self.num_available
 
+    def num_unowned_among(self, block_ids: Sequence[int]) -> int:
+        """How many of these cached blocks have no owner, and so would be available no more once shared."""
+        return sum(self._num_owners[block_id] == 0 for block_id in block_ids)
+
     def allocate(self, count: int) -> list[int] | None:
         """Grants blocks to one owner, evicting cached ones if need be; None, and no change, if there are too few."""
         if count > self.num_available:

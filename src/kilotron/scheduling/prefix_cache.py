@@ -17,7 +17,17 @@ from collections.abc import Sequence
 class _Entry:
     """A cached block."""
 
-    __slots__ = ("block_id", "chain", "is_owned", "last_used", "num_children", "parent", "parent_entry", "tokens")
+    __slots__ = (
+        "block_id",
+        "chain",
+        "is_owned",
+        "last_used",
+        "num_children",
+        "number",
+        "parent",
+        "parent_entry",
+        "tokens",
+    )
 
     def __init__(
         self, block_id: int, chain: bytes, parent: bytes, parent_entry: "_Entry | None", tokens: tuple[int, ...]
@@ -27,6 +37,7 @@ class _Entry:
         self.parent = parent
         self.parent_entry = parent_entry
         self.tokens = tokens
+        self.number = 0
         self.num_children = 0
         self.last_used = 0
         self.is_owned = True
@@ -51,6 +62,7 @@ class PrefixCache:
         # (last_used, block id) of leaves; an entry that changed since is stale and skipped when popped.
         self._leaves: list[tuple[int, int]] = []
         self._clock = 0
+        self._num_registered = 0
         self._num_unowned = 0
 
     @property
@@ -68,11 +80,18 @@ class PrefixCache:
             return None
         return entry.block_id
 
+    def registration(self, block_id: int) -> int | None:
+        """A number that a block has as long as it holds what it was registered for, and so do all before it."""
+        entry = self._by_block.get(block_id)
+        return None if entry is None else entry.number
+
     def insert(self, block_id: int, chain: bytes, parent: bytes, tokens: Sequence[int]) -> bool:
         """Registers an owned block; False when the same content is registered already (the block stays private)."""
         if chain in self._by_chain:
             return False
         entry = _Entry(block_id, chain, parent, self._by_chain.get(parent), tuple(tokens))
+        self._num_registered += 1
+        entry.number = self._num_registered
         self._by_chain[chain] = entry
         self._by_block[block_id] = entry
         if entry.parent_entry is not None:

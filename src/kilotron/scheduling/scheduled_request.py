@@ -11,6 +11,8 @@ class ScheduledRequest:
         "arrival_order",
         "block_ids",
         "chains",
+        "found",
+        "found_registration",
         "is_private",
         "num_bypassed",
         "num_computed",
@@ -37,6 +39,9 @@ class ScheduledRequest:
         self.is_private = False
         """Whether it found its content registered by another's block, or its own one dropped, so that its later blocks
         must stay private: a cached block's owners own all its ancestors."""
+        self.found: list[int] = []
+        """Cached blocks found when last looked for; still right while the last one's registration is the same."""
+        self.found_registration: int | None = None
         self.num_scored = 0
         """Prompt positions whose log-probabilities were returned."""
         self.num_bypassed = 0

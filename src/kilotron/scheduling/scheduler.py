@@ -243,11 +243,14 @@ class Scheduler:
         if not is_whole:
             item.rewind()
             return None
-        self.allocator.share(cached)
-        granted = self._allocate_for_newcomer(blocks_missing(item, length, limits.block_size))
-        if granted is None:
-            self.allocator.free(item.rewind())
+        count = blocks_missing(item, length, limits.block_size)
+        if not self._has_room(count, cached):
+            item.rewind()
             return None
+        self.allocator.share(cached)
+        granted = self.allocator.allocate(count)
+        if granted is None:
+            raise RuntimeError(f"{count} blocks were available and are not")
         if item.request.timings.admitted is None:
             item.request.num_cached_tokens = item.num_computed
         item.slot = self._free_slots.pop()
@@ -259,11 +262,10 @@ class Scheduler:
         budget.spend(row)
         return row
 
-    def _allocate_for_newcomer(self, count: int) -> list[int] | None:
-        """Leaves one block per running request, so that a newcomer is not stopped again at the next step."""
-        if self.running and count + len(self.running) > self.allocator.num_available:
-            return None
-        return self.allocator.allocate(count)
+    def _has_room(self, count: int, cached: list[int]) -> bool:
+        """Whether a newcomer can have `count` blocks beside cached ones. One per running request is left over, so
+        that it is not stopped again at the next step."""
+        return count + len(self.running) + self.allocator.num_unowned_among(cached) <= self.allocator.num_available
 
     def _admission(self, item: ScheduledRequest, cached: list[int]) -> Admission:
         request = item.request
@@ -288,14 +290,19 @@ class Scheduler:
         usable = len(item.token_ids) - 1
         if item.request.sampling_params.wants_prompt_log_probs and item.num_scored < item.request.prompt_length - 1:
             usable = min(usable, item.num_scored)
-        found = []
-        for index in range(usable // block_size):
+        cache = self.allocator.cache
+        found: list[int] = []
+        if item.found and cache.registration(item.found[-1]) == item.found_registration:
+            found = item.found[: usable // block_size]
+        for index in range(len(found), usable // block_size):
             tokens = item.token_ids[index * block_size : (index + 1) * block_size]
             chain = item.chain(index + 1, block_size)
-            block_id = self.allocator.cache.find(chain, item.chains[index], tokens)
+            block_id = cache.find(chain, item.chains[index], tokens)
             if block_id is None:
                 break
             found.append(block_id)
+        if found:
+            item.found, item.found_registration = found.copy(), cache.registration(found[-1])
         return found
 
     def _is_expected(self, item: ScheduledRequest, num_cached: int) -> bool:

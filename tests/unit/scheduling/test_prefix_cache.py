@@ -47,6 +47,18 @@ def test_eviction_makes_room_for_the_same_content_elsewhere() -> None:
     assert cache.find(insert(cache, 2, [5, 6]), ROOT, [5, 6]) == 2
 
 
+def test_registration_changes_with_what_the_block_holds() -> None:
+    cache = PrefixCache()
+    assert cache.registration(1) is None
+    insert(cache, 1, [5, 6])
+    before = cache.registration(1)
+    cache.mark_unowned([1])
+    assert cache.registration(1) == before
+    cache.evict()
+    insert(cache, 1, [5, 6])
+    assert cache.registration(1) not in {None, before}
+
+
 def test_nothing_is_evicted_while_all_is_owned() -> None:
     cache = PrefixCache()
     insert(cache, 1, [5, 6])

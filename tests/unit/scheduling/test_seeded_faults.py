@@ -82,6 +82,13 @@ class ForgetsOnlyTheBlock(PrefixCache):
         return []
 
 
+class NumbersAllAlike(PrefixCache):
+    """Does not tell a block registered anew from what it was before."""
+
+    def registration(self, block_id: int) -> int | None:
+        return 1
+
+
 class BelievesHashes(PrefixCache):
     """Does not compare tokens on a hit."""
 
@@ -140,9 +147,10 @@ def test_fault_of_the_allocator_is_found_under_a_scheduler(allocator_type: type[
         play_scheduler(lambda num_blocks: allocator_type(num_blocks, PrefixCache()))
 
 
-def test_stale_hash_is_found_under_a_scheduler() -> None:
+@pytest.mark.parametrize("cache_type", [KeepsStaleHash, NumbersAllAlike])
+def test_stale_entry_is_found_under_a_scheduler(cache_type: type[PrefixCache]) -> None:
     with pytest.raises(WHAT_A_FAULT_RAISES):
-        play_scheduler(lambda num_blocks: DynamicBlockAllocator(num_blocks, KeepsStaleHash()))
+        play_scheduler(lambda num_blocks: DynamicBlockAllocator(num_blocks, cache_type()))
 
 
 def test_mru_for_lru_is_found_by_the_order_of_eviction_alone() -> None:
