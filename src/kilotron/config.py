@@ -70,8 +70,21 @@ class InferenceConfig:
         for name, high in (("num_threads", 4096), ("max_tokens", 1 << 24), ("max_sequence_length", 1 << 31)):
             if getattr(self, name) is not None:
                 _check_int(name, getattr(self, name), 1, high)
-        if self.buffer_size_gb is not None and not 0 < self.buffer_size_gb < 1 << 20:
-            raise ConfigError(f"buffer_size_gb must be above 0, not {self.buffer_size_gb!r}")
+        if self.random_seed is not None:
+            _check_int("random_seed", self.random_seed, -(1 << 63), (1 << 64) - 1)
+        for name in ("device", "kernels"):
+            if not isinstance(getattr(self, name), str):
+                raise ConfigError(f"{name} must be a text, not {getattr(self, name)!r}")
+        for name in ("enable_prefix_caching", "enable_chunked_prefill"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
+        self._check_buffer_size()
+
+    def _check_buffer_size(self) -> None:
+        size = self.buffer_size_gb
+        is_number = isinstance(size, int | float) and not isinstance(size, bool)
+        if size is not None and not (is_number and 0 < size < 1 << 20):
+            raise ConfigError(f"buffer_size_gb must be a number above 0 and below {1 << 20}, not {size!r}")
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> Self:
@@ -83,7 +96,7 @@ class InferenceConfig:
         known = [f.name for f in fields(cls)]
         for name in options:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
+                near = difflib.get_close_matches(str(name), known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
                 raise ConfigError(f"unknown option {name!r}; {hint}")
         return cls(**options)
@@ -192,7 +205,8 @@ def _resolve_blocks(
         blocks = int(config.buffer_size_gb * GIB) // block_bytes
         if blocks < 2:
             raise ConfigError(
-                f"buffer_size_gb={config.buffer_size_gb} holds {blocks} blocks of {block_bytes} bytes; at least 2 are needed"
+                f"buffer_size_gb={config.buffer_size_gb} holds {blocks} blocks of {block_bytes} bytes; "
+                "at least 2 are needed"
             )
         return blocks, "asked for"
     needed = blocks_per_request * config.max_requests + 1

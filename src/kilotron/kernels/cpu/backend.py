@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kilotron.kernels.interface import PackedLinear
 from kilotron.kernels.reference.backend import ReferenceBackend, ReferenceLinear
 
 # A single row takes another path through the library, with another order of summation.
@@ -29,13 +30,13 @@ class CpuBackend(ReferenceBackend):
 
     name = "cpu"
 
-    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> PackedWeight | ReferenceLinear:
+    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
         """Packs what the library has a path for on this machine (float16 needs newer CPUs); keeps the rest as it is."""
         if not can_pack(weight.dtype):
             return super().pack_linear(weight, bias)
         return PackedWeight(torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None), bias)
 
-    def linear(self, x: Tensor, packed: PackedWeight | ReferenceLinear) -> Tensor:
+    def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
         """[T, in] -> [T, out]"""
         if isinstance(packed, ReferenceLinear):
             return super().linear(x, packed)

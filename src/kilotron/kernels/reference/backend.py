@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kilotron.kernels.interface import AttentionOptions, AttentionRows, ExpertWeights, KVLayer, KVShape
+from kilotron.kernels.interface import (
+    AttentionOptions,
+    AttentionRows,
+    ExpertWeights,
+    KVLayer,
+    KVShape,
+    PackedLinear,
+)
 from kilotron.kernels.reference import attention
 from kilotron.kernels.reference.attention import ReferencePlan
 
@@ -53,11 +60,11 @@ class ReferenceBackend:
             return int(torch.cuda.mem_get_info(self.device)[0])
         return int(psutil.virtual_memory().available)
 
-    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> ReferenceLinear:
+    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
         """Keeps both as they are."""
         return ReferenceLinear(weight, bias)
 
-    def linear(self, x: Tensor, packed: ReferenceLinear) -> Tensor:
+    def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
         """[T, in] -> [T, out]"""
         num_rows = x.shape[0]
         if num_rows < _SMALL_ROWS:
