@@ -84,13 +84,13 @@ def build_app(arguments: Sequence[str] = (), config_file: str | None = None) -> 
         config=(environment := Env("KILOTRON_", command=False, show=False)),
         result_action="return_value",
     )
-    bench = App(name="bench", help="Measure a model on this machine.", help_epilogue=COMMAND_EPILOGUE)
-    for name, (target, summary) in COMMANDS.items():
+    bench = App(name="bench", help="Measure a model on this machine.", help_epilogue=COMMAND_EPILOGUE, sort_key=3)
+    for rank, (name, (target, summary)) in enumerate(COMMANDS.items()):
         group, _, last = name.rpartition(" ")
         owner = bench if group else app
         is_asked_for = list(arguments[: name.count(" ") + 1]) == name.split()  # then its whole docstring is its help
         shown = None if is_asked_for else summary
-        owner.command(f"kilotron.cli.{target}", name=last, help=shown, help_epilogue=COMMAND_EPILOGUE)
+        owner.command(f"kilotron.cli.{target}", name=last, help=shown, help_epilogue=COMMAND_EPILOGUE, sort_key=rank)
     app.command(bench)
     if config_file is not None:
         from kilotron.cli.config_file import file_sources
