@@ -9,7 +9,9 @@ from fakes import assert_nothing_is_left, kv_gigabytes, make_llm, make_model
 from kilotron.apis.llm import MegatronLLM
 from kilotron.errors import NumericalError
 from kilotron.inference_request import InferenceRequest, Status
+from kilotron.model_inference_wrappers.gpt_inference_wrapper import GPTInferenceWrapper
 from kilotron.models.gpt_model import GPTModel
+from kilotron.models.inference_batch import InferenceBatch
 from kilotron.sampling_params import SamplingParams
 
 POISON = 255
@@ -132,3 +134,26 @@ def test_half_precision_keeps_poison_apart_as_well(dtype: torch.dtype) -> None:
         alone = results(llm.generate(PROMPTS, SCORED))
         crowd = llm.generate([[POISON] * 9, *PROMPTS], SCORED)
     assert results(crowd[1:]) == alone
+
+
+class HiccupWrapper(GPTInferenceWrapper):
+    """Writes NaN into the cache in its first step, as a failing device may, and is well from then on."""
+
+    is_well = False
+
+    def run_one_forward_step(self, batch: InferenceBatch) -> torch.Tensor:
+        logits = super().run_one_forward_step(batch)
+        if not self.is_well:
+            for cache in batch.kv_layers[0]:
+                cache.flatten(1, 2)[:, batch.kv_slots] = float("nan")
+        self.is_well = True
+        return logits
+
+
+def test_what_a_failed_request_computed_is_not_found_in_the_prefix_cache(expected: dict[bool, list[Any]]) -> None:
+    with make_poisoned_llm(max_tokens=8) as llm:
+        llm.controller.inference_wrapped_model = HiccupWrapper(poisoned_model())
+        failed = llm.generate(PROMPTS[2:3], PARAMS)[0]
+        again = llm.generate(PROMPTS, PARAMS)
+    assert isinstance(failed.error, NumericalError)
+    assert results(again) == expected[False]
