@@ -5,7 +5,6 @@ what the fields do to logits is in `sampling/`, when generation stops is in `tex
 """
 
 import difflib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, fields
 from typing import Any, Self
@@ -149,9 +148,12 @@ class SamplingParams:
         resolved = {_ATTRIBUTE_ALIASES.get(name, name): value for name, value in attributes.items()}
         before = dict(self.__dict__)
         try:
+            logprobs, prompt_logprobs = resolved.pop("logprobs", None), resolved.pop("prompt_logprobs", None)
             for name, value in resolved.items():
                 if name in known:
                     setattr(self, name, value)
+            if logprobs is not None or prompt_logprobs is not None:
+                self._accept_logprobs(logprobs, prompt_logprobs)
             self._normalize()
             self._check()
         except SamplingParamsError:
@@ -170,7 +172,7 @@ class SamplingParams:
         known = {f.name for f in fields(cls)} | {"max_tokens", "stop", "logprobs", "prompt_logprobs"}
         for name in values:
             if name not in known:
-                near = difflib.get_close_matches(name, sorted(known), n=1)
+                near = difflib.get_close_matches(str(name), sorted(known), n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
                 raise SamplingParamsError(f"unknown sampling field {name!r}{hint}")
         return cls(**values)
@@ -178,11 +180,12 @@ class SamplingParams:
     def _accept_alias(self, alias: str, name: str, value: Any, unset: Any) -> None:
         if getattr(self, name) != unset and getattr(self, name) != value:
             raise SamplingParamsError(
-                f"{alias}={value!r} is an alias of {name}={getattr(self, name)!r}; give one of them"
+                f"{alias}={_shorten(value)} is an alias of {name}={_shorten(getattr(self, name))}; give one of them"
             )
         setattr(self, name, value)
 
     def _accept_logprobs(self, logprobs: int | None, prompt_logprobs: int | None) -> None:
+        _check_int("top_n_logprobs", self.top_n_logprobs, 0, MAX_TOP_N_LOGPROBS)
         for name, value in (("logprobs", logprobs), ("prompt_logprobs", prompt_logprobs)):
             if value is not None:
                 _check_int(name, value, 0, MAX_TOP_N_LOGPROBS)
@@ -213,7 +216,9 @@ class SamplingParams:
         self._check_token_lists()
         for name in _BOOLEANS:
             if not isinstance(getattr(self, name), bool):
-                raise SamplingParamsError(f"{name} must be True or False, not {getattr(self, name)!r}")
+                raise SamplingParamsError(f"{name} must be True or False, not {_shorten(getattr(self, name))}")
+        if not isinstance(self.attributes, dict):
+            raise SamplingParamsError(f"attributes must be a dict, not {_shorten(self.attributes)}")
 
     def _check_numbers(self) -> None:
         for name, low, high in _FLOAT_RANGES:
@@ -314,7 +319,7 @@ _BOOLEANS = (
 
 def _check_float(name: str, value: Any, low: float, high: float) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not low <= value <= high:
+    if not is_number or not low <= value <= high:
         raise SamplingParamsError(f"{name} must be a number in [{low:g}, {high:g}], not {_shorten(value)}")
 
 
@@ -324,5 +329,9 @@ def _check_int(name: str, value: Any, low: int, high: int) -> None:
 
 
 def _shorten(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        # Python prints neither integers of thousands of digits nor lists nested as deep.
+        return f"a {type(value).__name__} too large to print"
     return text if len(text) <= 80 else text[:77] + "..."
