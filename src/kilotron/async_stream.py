@@ -19,7 +19,8 @@ class AsyncStream(Generic[T]):
     Args:
         request_id: whose stream it is.
         combine: joins two neighbouring items into one; called when the reader is slow.
-        cancel: called once with the request id when the reader leaves before the end.
+        cancel: called once with the request id when the reader leaves, or its loop closes, before the end; in the
+            reader's thread, or the producer's.
         loop: the reader's event loop; None takes the running one.
         limit: most unread items held.
     """
@@ -70,11 +71,8 @@ class AsyncStream(Generic[T]):
 
     async def aclose(self) -> None:
         """Tells the producer that nobody reads any more. Idempotent; does nothing after the end."""
-        was_finished = self._is_finished
-        self.finish()
-        cancel, self._cancel = self._cancel, None
-        if cancel is not None and not was_finished:
-            cancel(self.request_id)
+        self._leave()
+        self._wake()
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self.generator()
@@ -104,4 +102,11 @@ class AsyncStream(Generic[T]):
             self._loop.call_soon_threadsafe(self._changed.set)
         except RuntimeError:
             # The reader's loop is closed: nobody will ever read this, which is the same as having left.
-            self._is_finished = True
+            self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            was_finished, self._is_finished = self._is_finished, True
+            cancel, self._cancel = self._cancel, None
+        if cancel is not None and not was_finished:
+            cancel(self.request_id)
