@@ -1,9 +1,12 @@
 """`python -m kilotron` and the `kilotron` command. Knows only where the command line is."""
 
 import sys
+from io import TextIOWrapper
 
 
 def main() -> None:
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for terminals that cannot show every character
     try:
         from kilotron.cli.app import run  # inside, so that Ctrl-C during the import is as quiet as later
 

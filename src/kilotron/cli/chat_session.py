@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kilotron.cli.answer_stream import stream_text
 from kilotron.cli.loaded_model import LoadedModel
 from kilotron.errors import InvalidRequestError, PromptTooLongError
 
@@ -70,9 +71,12 @@ class ChatSession:
         pieces: list[str] = []
         try:
             request = self._build_request()
-            for piece in self._run(request, is_stopped):
-                pieces.append(piece)
-                yield piece
+            try:
+                for piece in stream_text(self.loaded.llm.engine, request, is_stopped):
+                    pieces.append(piece)
+                    yield piece
+            finally:
+                self.figures = _figures_of(request)
         finally:
             if pieces:
                 self.turns.append({"role": "assistant", "content": "".join(pieces)})
@@ -116,24 +120,6 @@ class ChatSession:
         from kilotron.apis.prompts import chat_prompts
 
         return list(chat_prompts(self.loaded.llm.tokenizer, self.messages, {})[0])  # type: ignore[arg-type]
-
-    def _run(self, request: "InferenceRequest", is_stopped: Callable[[], bool]) -> Iterator[str]:
-        """Steps the engine, looking between two steps whether to stop: a step must not be broken off."""
-        engine = self.loaded.llm.engine
-        pieces: list[str] = []
-        engine.add_request(request, listener=lambda _, item: pieces.append(item.text))
-        try:
-            while not request.is_finished and not is_stopped():
-                engine.step()
-                yield from filter(None, pieces)
-                pieces.clear()
-        finally:
-            if not request.is_finished:
-                engine.abort(request.request_id)
-            self.figures = _figures_of(request)
-        yield from filter(None, pieces)  # what an answer that was stopped still held back
-        if request.error is not None and not is_stopped():
-            raise request.error
 
 
 def check_sampling(session: ChatSession, changes: Mapping[str, Any]) -> None:

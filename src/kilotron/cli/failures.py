@@ -48,6 +48,8 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if type(error).__module__.partition(".")[0] == "cyclopts":  # not imported here: it takes a tenth of a second
         command = " ".join(("kilotron", *(getattr(error, "command_chain", None) or ())))
         return EXIT_USAGE, f"{str(error).rstrip()} See {command} --help."
+    if isinstance(error, UnicodeDecodeError):
+        return EXIT_USAGE, f"the input is not {error.encoding} text: {error.reason} at byte {error.start}"
     if isinstance(error, OSError):
         return EXIT_FAILED, f"{error.filename}: {error.strerror}" if error.filename else str(error)
     return EXIT_FAILED, f"{type(error).__name__}: {error} (a fault of kilotron; --verbose shows where)"

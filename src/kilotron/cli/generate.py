@@ -1,9 +1,9 @@
 """`kilotron generate`: continues one prompt or many."""
 
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
+from kilotron.cli.answer_stream import stream_text
 from kilotron.cli.failures import EXIT_FAILED, print_error
 from kilotron.cli.loaded_model import LoadedModel, check_model_name, open_model
 from kilotron.cli.options import (
@@ -23,11 +23,11 @@ from kilotron.cli.options import (
 )
 from kilotron.cli.output import dim, print_json
 from kilotron.cli.prompt_sources import PromptSource, read_prompts
+from kilotron.cli.ready_prompts import ReadyPrompt, make_ready, naming_prompts
 from kilotron.errors import SamplingParamsError
 
 if TYPE_CHECKING:
     from kilotron.inference_request import InferenceRequest
-    from kilotron.sampling_params import SamplingParams
 
 
 def generate(
@@ -62,43 +62,31 @@ def generate(
     sources = read_prompts(prompts, command="generate")
     asked = sampling.given()
     with open_model(model, engine, run) as loaded:
-        jobs = [_prepare(loaded, source, asked, is_chat=chat) for source in sources]
-        if len(jobs) == 1 and not json and jobs[0].params.n == 1:
-            _stream(loaded, jobs[0], echo=echo)
-            return 0
-        return _generate_all(loaded, jobs, is_json=json, echo=echo)
+        ready = [_prepare(loaded, source, asked, is_chat=chat) for source in sources]
+        with naming_prompts(loaded.llm, ready):
+            if len(ready) == 1 and not json and ready[0].params.n == 1:
+                _stream(loaded, ready[0], echo=echo)
+                return 0
+            return _generate_all(loaded, ready, is_json=json, echo=echo)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A prompt ready for the engine."""
-
-    source: PromptSource
-    tokens: list[int]
-    text: str
-    params: "SamplingParams"
-
-
-def _prepare(loaded: LoadedModel, source: PromptSource, asked: dict[str, object], *, is_chat: bool) -> _Job:
-    from kilotron.cli.prompt_tokens import checked_tokens, prompt_text
-
+def _prepare(loaded: LoadedModel, source: PromptSource, asked: dict[str, object], *, is_chat: bool) -> ReadyPrompt:
     try:
         params = loaded.sampling_params(asked, source.sampling)
     except SamplingParamsError as error:
         raise SamplingParamsError(f"{source.where}: {error}") from error
-    tokens = checked_tokens(loaded.llm, source, params, is_chat=is_chat)
-    return _Job(source, tokens, prompt_text(loaded.llm, source, tokens), params)
+    return make_ready(loaded.llm, source, params, is_chat=is_chat)
 
 
-def _stream(loaded: LoadedModel, job: _Job, *, echo: bool) -> None:
-    out = sys.stdout
-    if echo:
-        out.write(dim(job.text, out))
-        out.flush()
+def _stream(loaded: LoadedModel, prompt: ReadyPrompt, *, echo: bool) -> None:
+    engine, out = loaded.llm.engine, sys.stdout
+    pieces = stream_text(engine, engine.build_streaming(prompt.tokens, prompt.params))
     try:
-        for item in loaded.llm.generate_stream(job.tokens, job.params):
+        out.write(dim(prompt.text, out) if echo else "")
+        out.flush()
+        for piece in pieces:
             loaded.mark("first token")
-            out.write(item.text)
+            out.write(piece)
             out.flush()
         loaded.mark("the rest")
     finally:
@@ -107,31 +95,29 @@ def _stream(loaded: LoadedModel, job: _Job, *, echo: bool) -> None:
     loaded.tell_times()
 
 
-def _generate_all(loaded: LoadedModel, jobs: list[_Job], *, is_json: bool, echo: bool) -> int:
-    requests = loaded.llm.generate(
-        [job.tokens for job in jobs], [job.params for job in jobs], show_progress=loaded.run.progress
-    )
-    loaded.mark("generation")
-    failures = 0
-    for index, (job, request) in enumerate(zip(jobs, requests, strict=True), start=1):
-        if is_json:
-            from kilotron.cli.result_json import describe_request
+def _generate_all(loaded: LoadedModel, prompts: list[ReadyPrompt], *, is_json: bool, echo: bool) -> int:
+    from kilotron.cli.result_json import describe_request
 
-            print_json(
-                describe_request(request, prompt=job.text, prompt_id=job.source.id, tokenizer=loaded.llm.tokenizer)
-            )
+    llm = loaded.llm
+    tokens, params = [prompt.tokens for prompt in prompts], [prompt.params for prompt in prompts]
+    requests = llm.generate(tokens, params, show_progress=loaded.run.progress)
+    loaded.mark("generation")
+    exit_code = 0
+    for index, (prompt, request) in enumerate(zip(prompts, requests, strict=True), start=1):
+        if is_json:
+            print_json(describe_request(request, prompt.text, prompt.source.id, llm.tokenizer))
         else:
-            _print_text(job, request, heading=f"{index} of {len(jobs)}", echo=echo)
+            _print_text(prompt, request, heading=f"{index} of {len(prompts)}", echo=echo)
         for choice in request.choices:
             if choice.error is not None:
-                failures += 1
-                print_error(f"{job.source.where}: {choice.error}")
+                exit_code = EXIT_FAILED
+                print_error(f"{prompt.source.where}: {choice.error}")
     loaded.tell_times()
-    return EXIT_FAILED if failures else 0
+    return exit_code
 
 
-def _print_text(job: _Job, request: "InferenceRequest", *, heading: str, echo: bool) -> None:
+def _print_text(prompt: ReadyPrompt, request: "InferenceRequest", *, heading: str, echo: bool) -> None:
     for choice in request.choices:
-        of_many = f", continuation {choice.choice_index + 1} of {job.params.n}" if job.params.n > 1 else ""
+        of_many = f", continuation {choice.choice_index + 1} of {prompt.params.n}" if prompt.params.n > 1 else ""
         print(f"=== prompt {heading}{of_many} ===")
-        print((dim(job.text, sys.stdout) if echo else "") + choice.generated_text)
+        print((dim(prompt.text, sys.stdout) if echo else "") + choice.generated_text)

@@ -8,7 +8,7 @@ from kilotron.tokenization import Tokenizer
 
 
 def describe_request(
-    request: InferenceRequest, *, prompt: str, prompt_id: object, tokenizer: Tokenizer | None
+    request: InferenceRequest, prompt: str, prompt_id: object, tokenizer: Tokenizer | None
 ) -> dict[str, Any]:
     """One prompt's result; with n > 1 the continuations stand in `choices`."""
     result: dict[str, Any] = {} if prompt_id is None else {"id": prompt_id}

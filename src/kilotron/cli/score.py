@@ -19,6 +19,9 @@ from kilotron.cli.options import (
 )
 from kilotron.cli.output import format_table, print_json
 from kilotron.cli.prompt_sources import PromptSource, read_prompts
+from kilotron.cli.ready_prompts import make_ready, naming_prompts
+
+_LEAST_MEAN = -700.0  # below it a perplexity is no float
 
 
 def score(
@@ -51,20 +54,22 @@ def score(
 
 def _score_all(loaded: LoadedModel, sources: list[PromptSource], *, top: int, is_json: bool) -> int:
     from kilotron.apis.prompts import scoring_params
-    from kilotron.cli.prompt_tokens import checked_tokens, prompt_text
 
     params = scoring_params(top)
-    prompts = [checked_tokens(loaded.llm, source, params) for source in sources]
-    requests = loaded.llm.generate(prompts, params, show_progress=loaded.run.progress)
+    prompts = [make_ready(loaded.llm, source, params) for source in sources]
+    with naming_prompts(loaded.llm, prompts):
+        tokens = [prompt.tokens for prompt in prompts]
+        requests = loaded.llm.generate(tokens, params, show_progress=loaded.run.progress)
     loaded.mark("scoring")
     exit_code = 0
-    for source, tokens, request in zip(sources, prompts, requests, strict=True):
+    for prompt, request in zip(prompts, requests, strict=True):
+        source = prompt.source
         if request.error is not None:
             print_error(f"{source.where}: {request.error}")
             exit_code = EXIT_FAILED
             continue
         result = {} if source.id is None else {"id": source.id}
-        result |= {"prompt": prompt_text(loaded.llm, source, tokens), "prompt_token_ids": tokens}
+        result |= {"prompt": prompt.text, "prompt_token_ids": prompt.tokens}
         result |= _describe_scores(request, loaded)
         if is_json:
             print_json(result)
@@ -86,7 +91,7 @@ def _describe_scores(request: Any, loaded: LoadedModel) -> dict[str, Any]:
         "tokens": first + rest,
         "sum_logprob": total,
         "mean_logprob": mean,
-        "perplexity": None if mean is None else math.exp(-mean),
+        "perplexity": None if mean is None or mean < _LEAST_MEAN else math.exp(-mean),
     }
 
 
@@ -102,7 +107,8 @@ def _print_table(result: dict[str, Any], *, heading: str) -> None:
     if result["mean_logprob"] is None:
         print("a single token has no log-probability")
         return
+    perplexity = "too large" if result["perplexity"] is None else f"{result['perplexity']:.4f}"
     print(
         f"sum {result['sum_logprob']:.4f}, mean {result['mean_logprob']:.4f} over {len(rows) - 1} tokens, "
-        f"perplexity {result['perplexity']:.4f}"
+        f"perplexity {perplexity}"
     )

@@ -169,3 +169,16 @@ def test_a_mistake_is_told_in_one_line(command: Command, arguments: tuple[str, .
     assert outcome.out == ""
     assert message in outcome.err
     assert "Traceback" not in outcome.err
+
+
+def test_a_seed_of_the_engine_gives_the_same_text_as_in_python(command: Command, checkpoint: str) -> None:
+    from kilotron.apis.llm import MegatronLLM
+
+    with MegatronLLM(checkpoint, random_seed=5) as llm:
+        params = llm.default_sampling_params
+        params.num_tokens_to_generate = 8
+        expected = llm.generate(["a", "b"], params)
+
+    outcome = command("generate", checkpoint, "-p", "a", "-p", "b", "--max-tokens", "8", "--random-seed", "5", "--json")
+
+    assert [result["token_ids"] for result in outcome.objects] == [request.generated_tokens for request in expected]
