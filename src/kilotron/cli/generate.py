@@ -82,7 +82,7 @@ def _stream(loaded: LoadedModel, prompt: ReadyPrompt, *, echo: bool) -> None:
     engine, out = loaded.llm.engine, sys.stdout
     pieces = stream_text(engine, engine.build_streaming(prompt.tokens, prompt.params))
     try:
-        out.write(dim(prompt.text, out) if echo else "")
+        out.write(dim(prompt.shown, out) if echo else "")
         out.flush()
         for piece in pieces:
             loaded.mark("first token")
@@ -120,4 +120,4 @@ def _print_text(prompt: ReadyPrompt, request: "InferenceRequest", *, heading: st
     for choice in request.choices:
         of_many = f", continuation {choice.choice_index + 1} of {prompt.params.n}" if prompt.params.n > 1 else ""
         print(f"=== prompt {heading}{of_many} ===")
-        print((dim(prompt.text, sys.stdout) if echo else "") + choice.generated_text)
+        print((dim(prompt.shown, sys.stdout) if echo else "") + choice.generated_text)

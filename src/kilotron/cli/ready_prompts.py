@@ -22,7 +22,9 @@ class ReadyPrompt:
     source: PromptSource
     tokens: list[int]
     text: str
-    """What a reader sees: the user's own text, or the text of the ids."""
+    """The user's own text, or the text of the ids."""
+    shown: str
+    """The text as it stands before its continuation."""
     params: SamplingParams
 
 
@@ -43,7 +45,8 @@ def make_ready(
         room = llm.config.max_sequence_length - len(tokens)
         if room > 0:  # else the engine says what is wrong
             params.num_tokens_to_generate = min(max(DEFAULT_MAX_TOKENS, params.min_tokens), room)
-    return ReadyPrompt(source, tokens, _text(llm, source, tokens), params)
+    text = _text(llm, source, tokens)
+    return ReadyPrompt(source, tokens, text, f"{text}\n" if is_chat else text, params)
 
 
 @contextmanager

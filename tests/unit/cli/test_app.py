@@ -39,7 +39,7 @@ def test_without_a_command_the_help_is_shown(command: Command, arguments: tuple[
 
 
 def test_an_unknown_command_is_met_with_the_nearest_one(command: Command) -> None:
-    outcome = command("genrate")
+    outcome = command("gennerate")
 
     assert outcome.code == 2
     assert 'Did you mean "generate"?' in outcome.err

@@ -131,6 +131,7 @@ def test_chat_writes_each_prompt_with_the_chat_template(command: Command, checkp
     outcome = command("generate", checkpoint, "--chat", "-p", "hi", "--max-tokens", "1", "--json")
 
     assert len(outcome.objects[0]["prompt_token_ids"]) == len("[user]hi[assistant]")
+    assert command("generate", checkpoint, "--chat", "-p", "hi", "--max-tokens", "1").out.startswith("hi\n")
 
 
 def test_chat_without_a_template_is_a_wrong_use(command: Command, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_an_environment_variable_holds_a_whole_prompt(
     ("name", "text", "message"),
     [
         ("a.toml", "tempratur = 1", "did you mean temperature?"),
-        ("a.toml", "[generat]\nseed = 1", "did you mean generate?"),
+        ("a.toml", "[generatee]\nseed = 1", "did you mean generate?"),
         ("a.toml", "[generate]\nmax-tokns = 1", "max-tokns"),
         ("a.toml", "= 1", "a.toml"),
         ("a.yaml", "- 1", "must"),
