@@ -222,8 +222,8 @@ def test_add_attributes_does_not_reach_a_copy() -> None:
 
 
 def test_unknown_field_is_answered_with_the_nearest_one() -> None:
-    with pytest.raises(SamplingParamsError, match="unknown sampling field 'temprature'; did you mean 'temperature'"):
-        SamplingParams.from_dict({"temprature": 1})
+    with pytest.raises(SamplingParamsError, match="unknown sampling field 'min_token'; did you mean 'min_tokens'"):
+        SamplingParams.from_dict({"min_token": 1})
 
 
 def test_field_like_no_other_is_answered_with_all_of_them() -> None:
