@@ -75,8 +75,8 @@ def test_commands_speak_on_standard_error_only(command: Command, checkpoint: str
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("/halp", "did you mean /help?"),
-        ("/set temperatur 1", "did you mean temperature?"),
+        ("/statz", "did you mean /stats?"),
+        ("/set top_pp 1", "did you mean top_p?"),
         ("/set temperature hot", "temperature must be a number"),
         ("/set top_p 7", "top_p"),
         ("/set n 2", "nothing is called n"),
