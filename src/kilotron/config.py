@@ -84,7 +84,7 @@ class InferenceConfig:
         size = self.buffer_size_gb
         is_number = isinstance(size, int | float) and not isinstance(size, bool)
         if size is not None and not (is_number and 0 < size < 1 << 20):
-            raise ConfigError(f"buffer_size_gb must be above 0 and below {1 << 20}, not {size!r}")
+            raise ConfigError(f"buffer_size_gb must be a number above 0 and below {1 << 20}, not {size!r}")
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> Self:
