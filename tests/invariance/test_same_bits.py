@@ -34,11 +34,19 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "experts": {"num_moe_experts": 4, "moe_router_topk": 2, "moe_ffn_hidden_size": 24},
 }
+SUBJECTS = [
+    ("gqa", "float32"),
+    ("gqa", "bfloat16"),
+    ("mha-learned-positions", "float32"),
+    ("windows-and-softcaps", "bfloat16"),
+    ("windows-and-softcaps", "float32"),
+    ("experts", "bfloat16"),
+]
 LENGTHS = (1, 2, 7, 8, 9, 17, 40, 64, 90, 127, 131, 170)
 NUM_GENERATED = 16
 
 
-@pytest.fixture(scope="module", params=[(name, dtype) for name in MODELS for dtype in DTYPES], ids="-".join)
+@pytest.fixture(scope="module", params=SUBJECTS, ids="-".join)
 def model(request: pytest.FixtureRequest) -> GPTModel:
     name, dtype = request.param
     torch.set_num_threads(1)

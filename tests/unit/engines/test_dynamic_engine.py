@@ -121,9 +121,9 @@ def test_a_request_past_its_deadline_is_cancelled_and_others_go_on() -> None:
 
 def test_a_running_request_meets_its_deadline_too() -> None:
     engine = make_scripted_engine()
-    request = engine.add_request(engine.intake.build("a", GREEDY, timeout_s=0.05))
+    request = engine.add_request(engine.intake.build("a", GREEDY, timeout_s=0.3))
     engine.step()
-    time.sleep(0.06)
+    time.sleep(0.35)
     engine.step()
     assert (request.generated_text, request.finish_reason) == ("b", "deadline")
 
