@@ -32,7 +32,8 @@ class SamplingParams:
 
     Megatron's names are canonical. Accepted aliases at construction: `max_tokens` for `num_tokens_to_generate`, `stop`
     for `stop_words`, `logprobs=k` for `return_log_probs=True, top_n_logprobs=k` of generated tokens only, and
-    `prompt_logprobs=k` for the same of prompt tokens too.
+    `prompt_logprobs=k` for the same of prompt tokens too. To vary params, `copy.copy(params).add_attributes({...})`
+    (`dataclasses.replace` hands the old value of an alias back in).
 
     Raises:
         SamplingParamsError: a field has the wrong type or lies outside its range; the message names field, value

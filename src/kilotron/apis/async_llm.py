@@ -6,14 +6,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from kilotron.apis.assembly import assemble
-from kilotron.apis.llm import Conversation, Params, merge_config
+from kilotron.apis.base_llm import BaseLLM, Conversation, Params
 from kilotron.apis.pending_requests import PendingRequests
 from kilotron.apis.prompts import as_prompts, chat_prompts, is_single_prompt, scoring_params
 from kilotron.async_stream import AsyncStream
-from kilotron.config import InferenceConfig, ResolvedConfig
-from kilotron.contexts.dynamic_context import DynamicInferenceContext
-from kilotron.engines.dynamic_engine import DynamicInferenceEngine
+from kilotron.config import InferenceConfig
 from kilotron.engines.engine_thread import EngineThread
 from kilotron.engines.request_intake import Prompt
 from kilotron.inference_request import InferenceRequest
@@ -21,12 +18,12 @@ from kilotron.models.gpt_model import GPTModel
 from kilotron.models.weight_loading import OnProgress
 from kilotron.sampling_params import SamplingParams
 from kilotron.text_generation_controllers.generation_progress import StreamItem
-from kilotron.text_generation_controllers.text_generation_controller import TextGenerationController
 from kilotron.tokenization import Tokenizer
 
 
-class MegatronAsyncLLM:
+class MegatronAsyncLLM(BaseLLM):
     """Like `MegatronLLM`, for callers inside a running event loop; any number of calls may be under way at once.
+    `engine`, `context` and `controller` belong to the background thread.
 
     Building it loads the model and blocks; all else is awaited. A single prompt gives a single request, a list of
     prompts a list. Cancelling a call aborts its requests.
@@ -45,39 +42,8 @@ class MegatronAsyncLLM:
         on_progress: OnProgress | None = None,
         **options: Any,
     ) -> None:
-        config = merge_config(inference_config, options)
-        self._assembly = assemble(model, tokenizer, config, on_progress=on_progress)
-        self._thread = EngineThread(self._assembly.engine)
-
-    @property
-    def engine(self) -> DynamicInferenceEngine:
-        """The engine, for experts. Its methods belong to the background thread."""
-        return self._assembly.engine
-
-    @property
-    def context(self) -> DynamicInferenceContext:
-        """The engine's context, for experts."""
-        return self.engine.context
-
-    @property
-    def controller(self) -> TextGenerationController:
-        """The engine's controller, for experts."""
-        return self.engine.controller
-
-    @property
-    def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer; None when there is none."""
-        return self._assembly.tokenizer
-
-    @property
-    def config(self) -> ResolvedConfig:
-        """The options without any "auto", and why each is as it is."""
-        return self._assembly.config
-
-    @property
-    def is_primary_rank(self) -> bool:
-        """Whether this process takes prompts; always so when the engine runs in it."""
-        return True
+        super().__init__(model, tokenizer, inference_config=inference_config, on_progress=on_progress, **options)
+        self._thread = EngineThread(self.engine)
 
     async def generate(
         self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None

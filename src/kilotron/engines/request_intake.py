@@ -80,7 +80,8 @@ class RequestIntake:
             cache_salt=cache_salt,
             deadline=None if timeout_s is None else now + timeout_s,
         )
-        first.choices = [first, *(self._sibling(first, index) for index in range(1, params.n))]
+        first.choices.append(first)
+        first.choices += [self._sibling(first, index) for index in range(1, params.n)]
         return first
 
     def _sibling(self, first: InferenceRequest, index: int) -> InferenceRequest:
@@ -97,7 +98,7 @@ class RequestIntake:
             cache_salt=first.cache_salt,
             deadline=first.deadline,
             choice_index=index,
-            choices=[first],
+            choices=first.choices,
         )
 
     def _tokens(self, prompt: Prompt, params: SamplingParams) -> list[int]:
