@@ -13,7 +13,7 @@ from kilotron.apis.llm import MegatronLLM
 from kilotron.contexts.dynamic_context import DynamicInferenceContext
 from kilotron.engines.dynamic_engine import DynamicInferenceEngine
 from kilotron.engines.request_intake import RequestIntake, RequestLimits
-from kilotron.kernels.interface import KVShape
+from kilotron.kernels.interface import KernelBackend, KVShape
 from kilotron.kernels.reference.backend import ReferenceBackend
 from kilotron.model_inference_wrappers.abstract_model_inference_wrapper import AbstractModelInferenceWrapper
 from kilotron.models.gpt_model import GPTModel
@@ -44,10 +44,12 @@ TINY_CONFIG: dict[str, Any] = {
 TINY_OPTIONS: dict[str, Any] = {"block_size_tokens": 8, "max_requests": 16, "random_seed": 0}
 
 
-def make_model(*, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> GPTModel:
-    """A tiny model with random weights; `changes` are fields of `TransformerConfig`."""
+def make_model(
+    *, dtype: torch.dtype = torch.float32, seed: int = 0, kernels: KernelBackend | None = None, **changes: Any
+) -> GPTModel:
+    """A tiny model with random weights, on the reference backend; `changes` are fields of `TransformerConfig`."""
     config = TransformerConfig(**TINY_CONFIG | {"params_dtype": dtype} | changes)
-    model = GPTModel(config, ReferenceBackend())
+    model = GPTModel(config, kernels or ReferenceBackend())
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fakes import make_llm, make_model
+from kilotron.kernels.registry import choose_backend
 from kilotron.sampling_params import SamplingParams
 
 NUM_PROMPTS = 64
@@ -17,7 +18,7 @@ def prompts() -> list[list[int]]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_solo_is_crowd(dtype: torch.dtype) -> None:
-    model = make_model(dtype=dtype)
+    model = make_model(dtype=dtype, kernels=choose_backend("auto", "cpu").backend)
     params = [
         SamplingParams(temperature=number % 2, seed=number, max_tokens=24, ignore_eos=True, return_log_probs=True)
         for number in range(NUM_PROMPTS)

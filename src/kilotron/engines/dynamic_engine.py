@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from kilotron.contexts.dynamic_context import DynamicInferenceContext
 from kilotron.engines.abstract_engine import AbstractEngine
+from kilotron.engines.interruption import run_uninterrupted
 from kilotron.engines.request_intake import Prompt, RequestIntake
 from kilotron.errors import (
     EngineClosedError,
@@ -166,7 +167,7 @@ class DynamicInferenceEngine(AbstractEngine):
                 if left[-1].is_finished:
                     left.pop()
                     continue
-                self.step()
+                run_uninterrupted(self.step)
                 if on_step is not None:
                     on_step()
         finally:
@@ -187,7 +188,7 @@ class DynamicInferenceEngine(AbstractEngine):
         try:
             while items or not request.is_finished:
                 if not items:
-                    self.step()
+                    run_uninterrupted(self.step)
                 pending, items[:] = list(items), []
                 yield from pending
             if request.error is not None:

@@ -91,6 +91,10 @@ class Scheduler:
         self.waiting.append(item)
         if request.deadline is not None:
             heapq.heappush(self._deadlines, (request.deadline, request.request_id))
+            if len(self._deadlines) > 64 + 2 * len(self._requests):
+                # Most belong to requests that ended long before.
+                self._deadlines = [entry for entry in self._deadlines if entry[1] in self._requests]
+                heapq.heapify(self._deadlines)
 
     def abort(self, request_id: int) -> bool:
         """Forgets a request in whatever state; False when there is none. Not between plan and resolve of a step."""

@@ -141,6 +141,14 @@ def test_deadline_of_a_finished_request_means_nothing() -> None:
     assert world.wait(10.0) == []
 
 
+def test_deadlines_of_finished_requests_do_not_pile_up() -> None:
+    world = SchedulerWorld()
+    for _ in range(500):
+        world.add([1], max_generated=1, deadline=1e9)
+        world.finish()
+    assert len(world.scheduler._deadlines) < 100
+
+
 def test_deadlines_expire_in_any_order_of_arrival() -> None:
     world = SchedulerWorld()
     requests = [world.add([1], deadline=deadline) for deadline in (9.0, 3.0, 6.0)]
