@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,9 @@ def open_model(model: str | None, engine: EngineOptions, run: RunOptions) -> Ite
     config = engine.to_config()
     times = PhaseTimes() if run.verbose else None
     if model is None:
+        if config.num_threads is None:
+            # Its matrices are too small to share; on a busy machine, threads that wait for each other cost far more.
+            config = replace(config, num_threads=1)
         note(f"no MODEL given, using the bundled tiny model ({_ADVICE})")
     with _collector_paused():
         from kilotron.apis.llm import MegatronLLM
