@@ -15,6 +15,8 @@ from kilotron.kernels.registry import choose_backend
 from kilotron.models.gpt_model import GPTModel
 from kilotron.sampling_params import SamplingParams
 
+pytestmark = pytest.mark.exact_bits
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MODELS: dict[str, dict[str, Any]] = {
     "gqa": {},

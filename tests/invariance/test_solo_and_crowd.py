@@ -7,6 +7,8 @@ from fakes import make_llm, make_model
 from kilotron.kernels.registry import choose_backend
 from kilotron.sampling_params import SamplingParams
 
+pytestmark = pytest.mark.exact_bits
+
 NUM_PROMPTS = 64
 
 

@@ -28,6 +28,7 @@ def test_a_packed_product_equals_the_plain_one(size_in: int, size_out: int, dtyp
     )
 
 
+@pytest.mark.exact_bits
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("size_in", "size_out"), SHAPES)
 def test_a_rows_bits_do_not_depend_on_the_number_of_rows(size_in: int, size_out: int, dtype: torch.dtype) -> None:

@@ -122,6 +122,7 @@ def test_half_precision_is_near_the_naive_result(dtype: torch.dtype, tolerance: 
         torch.testing.assert_close(result.double(), naive(case, row), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.exact_bits
 @settings(max_examples=40, deadline=None)
 @given(
     sizes=SIZES,
@@ -137,6 +138,7 @@ def test_a_row_has_the_same_bits_alone_and_in_a_mix(
         assert torch.equal(case.run([row])[0], result)
 
 
+@pytest.mark.exact_bits
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("channels", [16, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -132,6 +132,7 @@ def row_operations(dtype: torch.dtype) -> dict[str, Callable[[Tensor], Tensor]]:
     }
 
 
+@pytest.mark.exact_bits
 @dtypes
 @pytest.mark.parametrize("name", row_operations(torch.float32))
 def test_a_row_has_the_same_bits_in_any_company(dtype: torch.dtype, name: str) -> None:
