@@ -61,8 +61,7 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens or {})
         self._max_output_chars = max_output_chars
         self._time_limit_s = time_limit_s
-        self._sandbox: TemplateSandbox | None = None
-        self._compiled: dict[str, Template] = {}
+        self._compiled: dict[str, tuple[Template, TemplateSandbox]] = {}
 
     def render(
         self,
@@ -113,7 +112,7 @@ class ChatTemplate:
         return name
 
     def _run(self, name: str, data: Mapping[str, object]) -> str:
-        from jinja2.exceptions import TemplateError
+        from jinja2.exceptions import TemplateError, UndefinedError
 
         try:
             template, sandbox = self._compile(name)
@@ -126,6 +125,8 @@ class ChatTemplate:
                     raise ChatTemplateError(f"the chat template writes more than {self._max_output_chars} characters")
                 pieces.append(piece)
                 sandbox.check_deadline()
+        except UndefinedError as error:
+            raise ChatTemplateError(f"the chat template needs something that it was not given: {error}") from error
         except TemplateError as error:
             raise ChatTemplateError(str(error) or type(error).__name__) from error
         except _TEMPLATE_FAULTS as error:  # whatever its code can raise, it is the template that failed, not we
@@ -137,11 +138,12 @@ class ChatTemplate:
     def _compile(self, name: str) -> "tuple[Template, TemplateSandbox]":
         from kilotron.tokenization.template_sandbox import TemplateSandbox
 
-        if self._sandbox is None:
-            self._sandbox = TemplateSandbox(self._max_output_chars)
-        if name not in self._compiled:
-            self._compiled[name] = self._sandbox.from_string(self.templates[name])
-        return self._compiled[name], self._sandbox
+        compiled = self._compiled.get(name)
+        if compiled is None:
+            # Threads may come here together: no harm, since each template goes with the sandbox it was made in.
+            sandbox = TemplateSandbox(self._max_output_chars)
+            compiled = self._compiled[name] = (sandbox.from_string(self.templates[name]), sandbox)
+        return compiled
 
 
 def _plain_messages(messages: Sequence[Message]) -> list[dict[str, object]]:

@@ -1,3 +1,5 @@
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from typing import Any
@@ -66,6 +68,11 @@ def test_strftime_now_gives_the_date() -> None:
 def test_the_templates_own_message_is_the_error() -> None:
     with pytest.raises(ChatTemplateError, match=r"^Roles must alternate$"):
         render("{{ raise_exception('Roles must alternate') }}")
+
+
+def test_what_the_template_lacks_is_told_as_such() -> None:
+    with pytest.raises(ChatTemplateError, match=r"needs something that it was not given: .* 'content'"):
+        ChatTemplate("{{ 'say ' + messages[0].content }}").render([{"role": "user", "content": None}])
 
 
 @pytest.mark.parametrize(
@@ -208,3 +215,17 @@ def test_threads_share_a_template() -> None:
         texts = list(pool.map(lambda i: template.render([{"role": "user", "content": str(i)}]), range(200)))
 
     assert texts == [f"<|user|>{i}<|end|>" for i in range(200)]
+
+
+def test_threads_may_use_a_template_first_at_the_same_time() -> None:
+    """Each round is the first use by several threads, and they change places as often as they can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(40):
+                template, start = ChatTemplate(CHATML), threading.Barrier(4)
+                texts = list(pool.map(lambda _, t=template, s=start: (s.wait(), t.render([USER]))[1], range(4)))
+                assert len(set(texts)) == 1
+    finally:
+        sys.setswitchinterval(interval)
