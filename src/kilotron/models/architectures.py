@@ -37,7 +37,7 @@ class Architecture(NamedTuple):
 
 def read_gpt2(fields: ConfigFields) -> TransformerConfig:
     """Learned positions, layer norms, biases everywhere."""
-    hidden_size, num_heads = fields.integer("n_embd", 768), fields.integer("n_head", 12)
+    hidden_size, num_heads = fields.count("n_embd", 768), fields.count("n_head", 12)
     scale = 1.0 if not fields.flag("scale_attn_weights", True) else None
     return TransformerConfig(
         num_layers=fields.integer("n_layer", 12),
@@ -200,6 +200,9 @@ def _qwen3(fields: ConfigFields) -> dict[str, Any]:
 def _gemma(fields: ConfigFields) -> dict[str, Any]:
     if fields.flag("use_bidirectional_attention", False):
         raise fields.wrong("use_bidirectional_attention", "false: only causal attention is implemented")
+    query_scalar = fields.number("query_pre_attn_scalar", 256.0)
+    if query_scalar <= 0:
+        raise fields.wrong("query_pre_attn_scalar", "a number above 0")
     attention_bias = fields.flag("attention_bias", False)
     return {
         **_sizes(fields),
@@ -211,13 +214,13 @@ def _gemma(fields: ConfigFields) -> dict[str, Any]:
         "add_qkv_bias": attention_bias,
         "add_proj_bias": attention_bias,
         "activation": _activation(fields, "hidden_activation", "gelu_pytorch_tanh"),
-        "softmax_scale": fields.number("query_pre_attn_scalar", 256.0) ** -0.5,
+        "softmax_scale": query_scalar**-0.5,
         "embedding_multiplier": math.sqrt(fields.integer("hidden_size")),
     }
 
 
 def _sizes(fields: ConfigFields) -> dict[str, Any]:
-    hidden_size, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
+    hidden_size, num_heads = fields.count("hidden_size"), fields.count("num_attention_heads")
     return {
         "num_layers": fields.integer("num_hidden_layers"),
         "hidden_size": hidden_size,

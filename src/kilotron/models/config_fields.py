@@ -23,6 +23,13 @@ class ConfigFields:
             raise self.wrong(name, "a whole number")
         return value
 
+    def count(self, name: str, default: int | None = None) -> int:
+        """A whole number above 0; for what others are computed from, so that nothing is divided by 0."""
+        value = self.integer(name, default)
+        if value <= 0:
+            raise self.wrong(name, "a whole number above 0")
+        return value
+
     def number(self, name: str, default: float | None = None) -> float:
         """A number."""
         value = self._value(name, default)

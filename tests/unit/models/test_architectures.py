@@ -159,6 +159,8 @@ def test_a_config_without_architectures_lists_the_known_ones() -> None:
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling has no 'factor'"),
         ({"torch_dtype": "int8"}, "torch_dtype = 'int8': one of float32"),
         ({"num_hidden_layers": 0}, "num_layers = 0: must be positive"),
+        ({"num_attention_heads": 0}, "num_attention_heads = 0: a whole number above 0 is needed"),
+        ({"hidden_size": -64}, "hidden_size = -64: a whole number above 0 is needed"),
         ({"head_dim": 5}, "rotation needs an even number"),
         ({"attention_bias": 1}, "attention_bias = 1: true or false is needed"),
     ],
@@ -173,6 +175,12 @@ def test_longrope_needs_one_factor_per_frequency() -> None:
         scaling = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": long_factor}
         with pytest.raises(CheckpointError, match=f"long_factor has {number} entries, 8 are needed"):
             read("Phi3ForCausalLM", rope_scaling=scaling)
+
+
+@pytest.mark.parametrize("value", [0, -256])
+def test_a_scale_that_has_no_root_is_refused(value: int) -> None:
+    with pytest.raises(CheckpointError, match=f"query_pre_attn_scalar = {value}: a number above 0 is needed"):
+        read("Gemma2ForCausalLM", query_pre_attn_scalar=value)
 
 
 def test_bidirectional_gemma_is_refused() -> None:
