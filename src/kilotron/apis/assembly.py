@@ -1,7 +1,7 @@
 """The only builder: from a checkpoint or ready parts to an engine. Every mode is chosen here, once."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from kilotron.errors import ConfigError, SamplingParamsError
 from kilotron.kernels.interface import KernelBackend, KVShape
 from kilotron.kernels.registry import choose_backend, choose_device
 from kilotron.model_inference_wrappers.gpt_inference_wrapper import GPTInferenceWrapper
+from kilotron.models.config_fields import ConfigFields
 from kilotron.models.gpt_model import GPTModel
 from kilotron.models.registry import read_transformer_config
 from kilotron.models.transformer_config import TransformerConfig
@@ -83,6 +84,8 @@ def assemble(
     if isinstance(model, GPTModel):
         return _assemble_ready(model, _choose_tokenizer(tokenizer, None), config, generation_config={})
     source = BUNDLED_MODEL if model is None else model
+    if not isinstance(source, str | Path):
+        raise ConfigError(f"model must be a folder, a hub id or a GPTModel, not {type(source).__name__}")
     with HuggingFaceCheckpoint.open(source) as checkpoint:
         kernels, machine = _choose_machine(config)
         model_config = read_transformer_config(checkpoint.config)
@@ -113,7 +116,11 @@ def _choose_tokenizer(tokenizer: str | Path | Tokenizer | None, beside: Path | N
             _log.warning("%s has no tokenizer files; prompts must be token ids, and there will be no text", beside)
             return None
         tokenizer = beside
-    return load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
+    if isinstance(tokenizer, str | Path):
+        return load_tokenizer(tokenizer)
+    if tokenizer is not None and not hasattr(tokenizer, "create_detokenizer"):  # such as one of transformers
+        raise ConfigError(f"tokenizer must be a folder or a kilotron Tokenizer, not {type(tokenizer).__name__}")
+    return tokenizer
 
 
 def _choose_machine(config: InferenceConfig) -> tuple[KernelBackend, MachineFacts]:
@@ -188,10 +195,8 @@ def _eos_ids(
     generation_config: Mapping[str, Any], config: TransformerConfig, tokenizer: Tokenizer | None
 ) -> frozenset[int]:
     """The ids that end a text: generation_config.json's, else config.json's, else the tokenizer's."""
-    named = generation_config.get("eos_token_id")
-    if isinstance(named, int):
-        return frozenset((named,))
-    if isinstance(named, Sequence):
+    named = ConfigFields(generation_config, "generation_config.json").integers("eos_token_id")
+    if named:
         return frozenset(named)
     if config.eos_token_ids:
         return frozenset(config.eos_token_ids)

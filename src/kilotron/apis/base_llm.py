@@ -79,10 +79,12 @@ def _merge_config(inference_config: InferenceConfig | None, options: Mapping[str
     """The engine's options from either a config or single ones.
 
     Raises:
-        ConfigError: both are given, or an option is unknown or out of range.
+        ConfigError: both are given, the config is none, or an option is unknown or out of range.
     """
     if inference_config is None:
         return InferenceConfig.from_dict(options)
     if options:
         raise ConfigError(f"give inference_config or single options ({', '.join(options)}), not both")
+    if not isinstance(inference_config, InferenceConfig):
+        raise ConfigError(f"inference_config must be an InferenceConfig, not {type(inference_config).__name__}")
     return inference_config

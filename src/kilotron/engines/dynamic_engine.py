@@ -294,10 +294,14 @@ def spread_params(
     """One entry per prompt.
 
     Raises:
-        SamplingParamsError: there are as many params as prompts in no way.
+        SamplingParamsError: they are neither one for all nor one for each.
     """
     if sampling_params is None or isinstance(sampling_params, SamplingParams):
         return [sampling_params] * num_prompts
+    if not isinstance(sampling_params, Sequence) or isinstance(sampling_params, str | bytes):
+        raise SamplingParamsError(
+            f"sampling_params must be SamplingParams or a list of them, not {type(sampling_params).__name__}"
+        )
     params: list[SamplingParams | None] = list(sampling_params)
     if len(params) != num_prompts:
         raise SamplingParamsError(

@@ -1,6 +1,7 @@
 """MegatronLLM: what people write."""
 
 import gc
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from kilotron.config import InferenceConfig
 from kilotron.errors import (
     BrokenCheckpointError,
     ChatTemplateError,
+    CheckpointError,
     CheckpointNotFoundError,
     ConfigError,
     EngineClosedError,
@@ -166,6 +168,27 @@ def test_shutdown_alone_gives_the_cache_back() -> None:
 def test_options_and_config_exclude_each_other() -> None:
     with pytest.raises(ConfigError, match="not both"):
         MegatronLLM(make_model(), inference_config=InferenceConfig(), max_tokens=4)
+
+
+@pytest.mark.parametrize("params", [{"max_tokens": 3}, "greedy", 5])
+def test_what_is_no_sampling_params_is_refused(params: Any) -> None:
+    with make_llm() as llm, pytest.raises(SamplingParamsError, match=f"not {type(params).__name__}"):
+        llm.generate("ab", params)
+
+
+@pytest.mark.parametrize("name", ["model", "tokenizer", "inference_config"])
+def test_a_part_of_the_wrong_type_is_refused(name: str) -> None:
+    wrong: dict[str, Any] = {name: 3}
+    with pytest.raises(ConfigError, match=f"{name} must be .*, not int"):
+        MegatronLLM(**wrong)
+
+
+@pytest.mark.parametrize("eos", ["</s>", [2, "x"], 1.5, True])
+def test_an_impossible_end_id_in_the_generation_config_is_refused(tmp_path: Path, eos: Any) -> None:
+    make_tiny_model("llama", tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: eos_token_id = .*: a whole number or a list"):
+        MegatronLLM(tmp_path)
 
 
 WRONG_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
