@@ -124,4 +124,5 @@ def _download_reason(hub_id: str, error: Exception) -> str:
         return "does not exist on the hub, or is private: check the spelling, or log in with `hf auth login`"
     if isinstance(error, RevisionNotFoundError):
         return f"has no such revision: see https://huggingface.co/{hub_id}/tree/main"
-    return f"could not be downloaded ({type(error).__name__}: {shown(str(error))}): check the network and try again"
+    cause = str(error).partition("\n")[0]  # the library's further lines are advice, in words of its own
+    return f"could not be downloaded ({type(error).__name__}: {shown(cause)}): check the network and try again"

@@ -79,6 +79,9 @@ class FastTokenizer(Tokenizer):
         try:
             return list(backend.encode(text, add_special_tokens=add_special_tokens).ids)
         except TypeError as error:  # which is also what the library says about a lone surrogate
+            if isinstance(text, str):
+                reason = "it has half a character (a lone surrogate), as a file that is not UTF-8 may give"
+                raise InvalidRequestError(f"this text cannot be encoded: {reason}") from error
             raise InvalidRequestError(f"this text cannot be encoded: {error}") from error
 
     def detokenize(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:

@@ -149,6 +149,10 @@ def test_missing_tokenizer_is_asked_for_but_not_insisted_on(cache: Path, monkeyp
         (http_error(errors.RevisionNotFoundError, 404), "has no such revision"),
         (http_error(errors.HfHubHTTPError, 500), "could not be downloaded (HfHubHTTPError: 'refused')"),
         (errors.HTTPError("broke off"), "could not be downloaded (HTTPError: 'broke off'): check the network"),
+        (
+            OSError("no route\nto be read\nat length"),
+            "could not be downloaded (OSError: 'no route'): check the network",
+        ),
         (OSError("No space left on device"), "could not be downloaded (OSError: 'No space left on device')"),
     ],
 )

@@ -86,7 +86,7 @@ def test_plain_text_encodes_alike_with_and_without_parse_special(
 
 
 def test_a_lone_surrogate_is_a_wrong_request(tokenizers: dict[str, FastTokenizer]) -> None:
-    with pytest.raises(InvalidRequestError, match="cannot be encoded"):
+    with pytest.raises(InvalidRequestError, match=r"cannot be encoded: .* lone surrogate"):
         tokenizers["byte_level"].tokenize("a\ud800")
 
 
