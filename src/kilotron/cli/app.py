@@ -16,7 +16,7 @@ from kilotron.cli.signals import Signals
 if TYPE_CHECKING:
     from cyclopts import App
 
-HELP = "Runs large language models, Megatron's and Hugging Face's, on any machine."
+HELP = "Runs large language models from Hugging Face checkpoints, with nothing but a CPU."
 
 EPILOGUE = """\
 Try:
