@@ -62,8 +62,7 @@ class RequestIntake:
             InvalidRequestError: (or one of its kinds) something is wrong with it; names value and remedy.
         """
         params = _checked_params(sampling_params)
-        if timeout_s is not None and not timeout_s > 0:
-            raise InvalidRequestError(f"timeout_s must be above 0, not {timeout_s!r}")
+        _check_delivery(timeout_s, cache_salt)
         tokens = self._tokens(prompt, params)
         self._check_ids(params)
         now = time.monotonic()
@@ -184,6 +183,15 @@ def _checked_params(params: Any) -> SamplingParams:
     copied = copy.copy(params)
     copied.add_attributes({})
     return copied
+
+
+def _check_delivery(timeout_s: Any, cache_salt: Any) -> None:
+    """What is no sampling parameter: how long it may take and whose cache it shares."""
+    is_number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
+    if timeout_s is not None and not (is_number and timeout_s > 0):
+        raise InvalidRequestError(f"timeout_s must be a number above 0, not {timeout_s!r}")
+    if not isinstance(cache_salt, str):
+        raise InvalidRequestError(f"cache_salt must be a text, not {cache_salt!r}")
 
 
 def _as_ids(prompt: Any) -> list[int]:

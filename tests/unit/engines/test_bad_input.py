@@ -118,10 +118,30 @@ def test_something_else_than_params_is_refused() -> None:
         make_scripted_engine().add_request("a", {"temperature": 0})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("timeout_s", [0, -1, float("nan")])
-def test_a_timeout_must_be_above_zero(timeout_s: float) -> None:
-    with pytest.raises(InvalidRequestError, match="timeout_s must be above 0"):
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), "1", True])
+def test_a_timeout_must_be_a_number_above_zero(timeout_s: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="timeout_s must be a number above 0"):
         make_scripted_engine().intake.build("a", timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize("cache_salt", [None, 5, b"tenant"])
+def test_a_salt_that_is_no_text_is_refused_before_anything_starts(cache_salt: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="cache_salt must be a text"):
+        make_scripted_engine().intake.build("a", cache_salt=cache_salt)
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 9])
+def test_a_request_is_taken_in_only_once_waiting_running_or_finished(num_steps: int) -> None:
+    engine = make_scripted_engine()
+    request = engine.add_request("a", GREEDY)
+    for _ in range(num_steps):
+        engine.step()
+    with pytest.raises(InvalidRequestError, match="was added before; build a new one"):
+        engine.add_request(request)
+    while engine.has_unfinished_requests:
+        engine.step()
+    assert request.generated_text == "bcde"
+    assert_nothing_is_left(engine)
 
 
 def test_a_request_larger_than_the_whole_cache_is_refused() -> None:
