@@ -77,7 +77,7 @@ class SamplingParams:
     top_n_logprobs: int = 0
     """Return the n most likely tokens at each place as well (and the chosen one, wherever it ranks)."""
     return_prompt_tokens: bool = True
-    """Carry `prompt_tokens` in the result."""
+    """Carry `prompt_tokens` in the result; otherwise the list is empty once the request has ended."""
     return_segments: bool = False
     """Return the text of each generated token in `generated_segments`."""
     add_BOS: bool = False  # noqa: N815 - Megatron's spelling

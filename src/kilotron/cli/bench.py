@@ -105,7 +105,6 @@ class _Workload:
             temperature=0.0,
             ignore_eos=True,
             seed=seed,
-            return_prompt_tokens=False,
         )
 
     def run(self, num_prompts: int) -> "list[InferenceRequest]":

@@ -13,6 +13,7 @@ from kilotron.engines.interruption import run_uninterrupted
 from kilotron.engines.request_intake import Prompt, RequestIntake
 from kilotron.errors import (
     EngineClosedError,
+    InvalidRequestError,
     KilotronError,
     RequestAbortedError,
     RequestNotFoundError,
@@ -92,6 +93,8 @@ class DynamicInferenceEngine(AbstractEngine):
         """
         self._check_open()
         request = prompt if isinstance(prompt, InferenceRequest) else self.intake.build(prompt, sampling_params)
+        if request.status != Status.WAITING_IN_QUEUE or request.request_id in self._requests:
+            raise InvalidRequestError(f"request {request.request_id} was added before; build a new one")
         self.scheduler.check_admissible(request)
         for choice in request.choices:
             self._requests[choice.request_id] = choice
@@ -268,6 +271,8 @@ class DynamicInferenceEngine(AbstractEngine):
         progress = self.controller.end_request(request.request_id)
         if reason is not None:
             _finish(progress, reason, request.error or _error_of(request, reason))
+        if not request.sampling_params.return_prompt_tokens:
+            request.prompt_tokens = []
         request.timings.finished = time.monotonic()
         request.status = _FINAL_STATUS.get(request.finish_reason or "", Status.COMPLETED)
         self.num_requests_finished += 1

@@ -319,3 +319,12 @@ def test_a_tokenizer_that_fails_at_the_end_fails_only_that_request() -> None:
     assert isinstance(bad.error, StepFailedError)
     assert good.generated_text == "bcde"
     assert_nothing_is_left(engine)
+
+
+def test_prompt_tokens_are_left_out_of_the_result_when_not_wanted() -> None:
+    params = SamplingParams(temperature=0.0, num_tokens_to_generate=2, return_prompt_tokens=False, n=2)
+    engine = make_scripted_engine()
+    request = engine.generate([[97, 98]], params)[0]
+    assert [choice.prompt_tokens for choice in request.choices] == [[], []]
+    assert [choice.generated_length for choice in request.choices] == [2, 2]
+    assert_nothing_is_left(engine)
