@@ -14,7 +14,7 @@ from kilotron.text_generation_controllers.generation_progress import StreamItem
 
 
 class MegatronLLM(BaseLLM):
-    """A model ready to generate, for one thread at a time; calls from several need a lock, or `MegatronAsyncLLM`.
+    """A model ready to generate. Several threads may share it; their requests run in the same steps.
 
     Args:
         model: checkpoint folder, hub id, a ready `GPTModel`, or None for the bundled tiny model.

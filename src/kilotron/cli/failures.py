@@ -5,13 +5,13 @@ import sys
 import traceback
 
 from kilotron.cli.signals import EXIT_INTERRUPTED, Signals
-from kilotron.errors import ChatTemplateError, ConfigError, InvalidRequestError, KilotronError
+from kilotron.errors import ChatTemplateError, ConfigError, InvalidRequestError, KernelError, KilotronError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_BROKEN_PIPE = 141
 
-_USAGE_ERRORS = (ConfigError, InvalidRequestError, ChatTemplateError)
+_USAGE_ERRORS = (ConfigError, KernelError, InvalidRequestError, ChatTemplateError)
 
 
 class UsageError(KilotronError):

@@ -80,7 +80,8 @@ def _prepare(loaded: LoadedModel, source: PromptSource, asked: dict[str, object]
 
 def _stream(loaded: LoadedModel, prompt: ReadyPrompt, *, echo: bool) -> None:
     engine, out = loaded.llm.engine, sys.stdout
-    pieces = stream_text(engine, engine.build_streaming(prompt.tokens, prompt.params))
+    request = engine.build_streaming(prompt.tokens, prompt.params)
+    pieces = stream_text(engine, request)
     try:
         out.write(dim(prompt.shown, out) if echo else "")
         out.flush()
@@ -88,6 +89,8 @@ def _stream(loaded: LoadedModel, prompt: ReadyPrompt, *, echo: bool) -> None:
             loaded.mark("first token")
             out.write(piece)
             out.flush()
+        if loaded.llm.tokenizer is None:
+            out.write(_text_of(request, loaded))
         loaded.mark("the rest")
     finally:
         out.write("\n")
@@ -107,7 +110,7 @@ def _generate_all(loaded: LoadedModel, prompts: list[ReadyPrompt], *, is_json: b
         if is_json:
             print_json(describe_request(request, prompt.text, prompt.source.id, llm.tokenizer))
         else:
-            _print_text(prompt, request, heading=f"{index} of {len(prompts)}", echo=echo)
+            _print_text(loaded, prompt, request, heading=f"{index} of {len(prompts)}", echo=echo)
         for choice in request.choices:
             if choice.error is not None:
                 exit_code = EXIT_FAILED
@@ -116,8 +119,17 @@ def _generate_all(loaded: LoadedModel, prompts: list[ReadyPrompt], *, is_json: b
     return exit_code
 
 
-def _print_text(prompt: ReadyPrompt, request: "InferenceRequest", *, heading: str, echo: bool) -> None:
+def _print_text(
+    loaded: LoadedModel, prompt: ReadyPrompt, request: "InferenceRequest", *, heading: str, echo: bool
+) -> None:
     for choice in request.choices:
         of_many = f", continuation {choice.choice_index + 1} of {prompt.params.n}" if prompt.params.n > 1 else ""
         print(f"=== prompt {heading}{of_many} ===")
-        print((dim(prompt.shown, sys.stdout) if echo else "") + choice.generated_text)
+        print((dim(prompt.shown, sys.stdout) if echo else "") + _text_of(choice, loaded))
+
+
+def _text_of(request: "InferenceRequest", loaded: LoadedModel) -> str:
+    """The answer; its token ids where there is no tokenizer to make text of them."""
+    if loaded.llm.tokenizer is not None:
+        return request.generated_text
+    return " ".join(map(str, request.generated_tokens))

@@ -1,11 +1,15 @@
 """DynamicInferenceEngine: continuous batching. Requests join and leave between steps; each step is six calls.
 
-Synchronous and for one thread; `engine_thread` runs it for many.
+Synchronous. Several threads may call it: one at a time gets in, and a step serves the requests of all.
 """
 
+import functools
 import logging
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import Concatenate, ParamSpec, TypeVar
 
 from kilotron.contexts.dynamic_context import DynamicInferenceContext
 from kilotron.engines.abstract_engine import AbstractEngine
@@ -32,7 +36,23 @@ _log = logging.getLogger(__name__)
 # Called in the engine's thread with each new piece of a request's output, the last one with a finish reason.
 Listener = Callable[[InferenceRequest, StreamItem], None]
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 _FINAL_STATUS = {"error": Status.FAILED, "abort": Status.CANCELLED, "deadline": Status.CANCELLED}
+
+
+def _exclusive(
+    method: Callable[Concatenate["DynamicInferenceEngine", P], R],
+) -> Callable[Concatenate["DynamicInferenceEngine", P], R]:
+    """One thread at a time; a listener may call back into the engine from within."""
+
+    @functools.wraps(method)
+    def run(engine: "DynamicInferenceEngine", /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with engine.lock:
+            return method(engine, *args, **kwargs)
+
+    return run
 
 
 class DynamicInferenceEngine(AbstractEngine):
@@ -59,6 +79,7 @@ class DynamicInferenceEngine(AbstractEngine):
         self._requests: dict[int, InferenceRequest] = {}
         self._listeners: dict[int, Listener] = {}
         self._closed_because: str | None = None
+        self.lock = threading.RLock()
         self.num_tokens_generated = 0
         self.num_requests_finished = 0
 
@@ -72,6 +93,7 @@ class DynamicInferenceEngine(AbstractEngine):
         """Whether a step has anything to do."""
         return bool(self._requests)
 
+    @_exclusive
     def add_request(
         self,
         prompt: Prompt | InferenceRequest,
@@ -97,16 +119,18 @@ class DynamicInferenceEngine(AbstractEngine):
             raise InvalidRequestError(f"request {request.request_id} was added before; build a new one")
         self.scheduler.check_admissible(request)
         for choice in request.choices:
+            self.controller.start_request(choice)
+            if _needs_the_model(choice):
+                self.scheduler.add_request(choice)
+            # Only what can end is registered: whatever is here counts as unfinished.
             self._requests[choice.request_id] = choice
             if listener is not None:
                 self._listeners[choice.request_id] = listener
-            self.controller.start_request(choice)
             if not _needs_the_model(choice):
                 self._end(choice, "length")
-            else:
-                self.scheduler.add_request(choice)
         return request
 
+    @_exclusive
     def step(self) -> list[InferenceRequest]:
         """Runs one step and returns the requests that ended in it."""
         self._check_open()
@@ -128,6 +152,7 @@ class DynamicInferenceEngine(AbstractEngine):
         self._publish(plan)
         return expired + ended
 
+    @_exclusive
     def abort(self, request_id: int) -> None:
         """Ends a request now, whatever it is doing; what it generated so far stays readable.
 
@@ -186,14 +211,14 @@ class DynamicInferenceEngine(AbstractEngine):
         """
         self._check_open()
         request = self.build_streaming(prompt, sampling_params)
-        items: list[StreamItem] = []
+        items: deque[StreamItem] = deque()
         self.add_request(request, listener=lambda _, item: items.append(item))
         try:
             while items or not request.is_finished:
                 if not items:
                     run_uninterrupted(self.step)
-                pending, items[:] = list(items), []
-                yield from pending
+                while items:
+                    yield items.popleft()
             if request.error is not None:
                 raise request.error
         finally:
@@ -222,6 +247,7 @@ class DynamicInferenceEngine(AbstractEngine):
         request.sampling_params.streaming = True
         return request
 
+    @_exclusive
     def close(self, reason: str = "it was shut down") -> None:
         """Ends all requests, whatever state the engine is in, and gives the KV cache back. Idempotent."""
         if self._closed_because is not None:
@@ -282,6 +308,7 @@ class DynamicInferenceEngine(AbstractEngine):
             _give(listener, progress)
         return request
 
+    @_exclusive
     def _abort_unfinished(self, requests: Sequence[InferenceRequest]) -> None:
         for request in requests:
             for choice in request.choices:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from kilotron.engines.dynamic_engine import DynamicInferenceEngine, Listener
-from kilotron.errors import EngineClosedError, KilotronError, RequestNotFoundError
+from kilotron.errors import EngineClosedError, KilotronError, RequestNotFoundError, StepFailedError
 from kilotron.inference_request import InferenceRequest
 
 _log = logging.getLogger(__name__)
@@ -42,6 +42,9 @@ class EngineThread:
                 self._engine.add_request(request, listener=listener)
             except KilotronError as error:
                 on_refusal(error)
+            except Exception as error:
+                _log.exception("request %d could not be added", request.request_id)
+                on_refusal(StepFailedError(f"request {request.request_id} could not be added: {error}"))
 
         self._put(add)
 

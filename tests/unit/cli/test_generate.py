@@ -183,3 +183,20 @@ def test_a_seed_of_the_engine_gives_the_same_text_as_in_python(command: Command,
     outcome = command("generate", checkpoint, "-p", "a", "-p", "b", "--max-tokens", "8", "--random-seed", "5", "--json")
 
     assert [result["token_ids"] for result in outcome.objects] == [request.generated_tokens for request in expected]
+
+
+def test_without_a_tokenizer_the_answer_is_shown_as_ids(command: Command, checkpoint: str, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((Path(checkpoint) / name).read_bytes())
+    arguments = ("generate", tmp_path, "--prompt-ids", "5,6", "--max-tokens", "3", "--no-echo", *GREEDY)
+    expected = command(*arguments, "--json").objects[0]["token_ids"]
+
+    assert command(*arguments).out.split() == [str(token_id) for token_id in expected]
+    assert [line for line in command(*arguments, "--prompt-ids", "7").out.splitlines() if line[:1].isdigit()]
+
+
+def test_unknown_kernels_are_wrong_usage(command: Command, checkpoint: str) -> None:
+    outcome = command("generate", checkpoint, "-p", "a", "--kernels", "fast")
+
+    assert outcome.code == 2
+    assert "known: auto, cpu, reference" in outcome.err
