@@ -134,7 +134,9 @@ class EngineOptions:
     dtype: Annotated[str, flag("auto (the checkpoint's), float32, bfloat16 or float16.")] = _DEFAULTS.dtype
     device: Annotated[str, flag("auto, cpu, or a torch device name.")] = _DEFAULTS.device
     kernels: Annotated[str, flag("Kernel backend; kilotron env lists them.")] = _DEFAULTS.kernels
-    num_threads: Annotated[int | None, flag("CPU threads; by default torch's choice.")] = _DEFAULTS.num_threads
+    num_threads: Annotated[int | None, flag("CPU threads; by default torch's choice, 1 for the bundled model.")] = (
+        _DEFAULTS.num_threads
+    )
     max_sequence_length: Annotated[
         int | None,
         flag("Most tokens of prompt plus answer; by default the model's.", "--max-sequence-length", "--max-model-len"),

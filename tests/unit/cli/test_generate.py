@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from unit.cli.conftest import Command, Terminal
 from unit.cli.tiny_checkpoint import CONTEXT_LENGTH, write_tiny_checkpoint
@@ -200,3 +201,14 @@ def test_unknown_kernels_are_wrong_usage(command: Command, checkpoint: str) -> N
 
     assert outcome.code == 2
     assert "known: auto, cpu, reference" in outcome.err
+
+
+def test_the_bundled_model_runs_on_one_thread_unless_told_otherwise(command: Command) -> None:
+    before = torch.get_num_threads()
+    try:
+        for flags, expected in (((), 1), (("--num-threads", "2"), 2)):
+            torch.set_num_threads(3)
+            assert command("generate", "-p", "Once", "--max-tokens", "2", *flags).code == 0
+            assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
