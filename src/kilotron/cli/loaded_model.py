@@ -14,6 +14,7 @@ from kilotron.cli.failures import UsageError
 from kilotron.cli.options import EngineOptions, RunOptions
 from kilotron.cli.output import format_table, note
 from kilotron.cli.sampling_layers import describe_sampling, merge_sampling
+from kilotron.cli.signals import leaving_at_once
 from kilotron.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def open_model(model: str | None, engine: EngineOptions, run: RunOptions) -> Ite
             # Its matrices are too small to share; on a busy machine, threads that wait for each other cost far more.
             config = replace(config, num_threads=1)
         note(f"no MODEL given, using the bundled tiny model ({_ADVICE})")
-    with _collector_paused():
+    with _collector_paused(), leaving_at_once():
         from kilotron.apis.llm import MegatronLLM
         from kilotron.apis.progress import LoadProgressBar
     if times is not None:

@@ -1,6 +1,7 @@
 """What Ctrl-C and SIGTERM do to a command: end it, or only stop the work at hand.
 
-An engine must not be interrupted in the middle of a step if it is to be used afterwards; `soft` is for that.
+An engine must not be interrupted in the middle of a step if it is to be used afterwards; `soft` is for that. Code of
+others that swallows exceptions must not be interrupted by one; `leaving_at_once` is for that.
 """
 
 import os
@@ -14,6 +15,7 @@ from typing import Any, Self
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
+_EXIT_CODES = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
 _PATIENCE = 3
 
 
@@ -66,6 +68,24 @@ class Signals:
         raise KeyboardInterrupt
 
 
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Within it both signals end the process on the spot: for imports, which hold nothing that must be put in order.
+
+    An exception raised by a handler surfaces wherever the program is, and importing torch passes places that swallow
+    every exception: the interrupt would be lost.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _leave) for number in _EXIT_CODES}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class SoftInterrupt:
     """Whether the user wants the work at hand to stop."""
 
@@ -74,6 +94,10 @@ class SoftInterrupt:
 
     def __call__(self) -> bool:
         return self._signals.num_interrupts > 0
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os._exit(_EXIT_CODES[signal.Signals(number)])
 
 
 def _on_terminate(number: int, frame: FrameType | None) -> None:

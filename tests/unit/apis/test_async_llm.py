@@ -297,8 +297,12 @@ def test_a_fault_of_the_engine_itself_leaves_nobody_waiting() -> None:
         call = asyncio.create_task(llm.generate(["ab"] * 30, LONG))
         with pytest.raises(EngineClosedError, match="two and two is five"):
             _ = [item async for item in llm.generate_stream("cd", LONG)]
-        for request in await asyncio.wait_for(call, 10):
-            assert "two and two is five" in str(request.error)
+        # Whether all thirty were in when the engine failed is a race; in or out, the caller hears why.
+        try:
+            errors = [request.error for request in await asyncio.wait_for(call, 10)]
+        except EngineClosedError as error:
+            errors = [error]
+        assert all("two and two is five" in str(error) for error in errors)
         with pytest.raises(EngineClosedError, match="two and two is five"):
             await asyncio.wait_for(llm.generate("late", GREEDY), 10)
         await asyncio.wait_for(llm.shutdown(), 10)
