@@ -19,6 +19,7 @@ from kilotron.model_inference_wrappers.abstract_model_inference_wrapper import A
 from kilotron.models.gpt_model import GPTModel
 from kilotron.models.inference_batch import InferenceBatch
 from kilotron.models.layers.linear import Linear
+from kilotron.models.layers.mixture_of_experts import Experts
 from kilotron.models.transformer_config import TransformerConfig
 from kilotron.sampling.sampler import Sampler
 from kilotron.sampling.sampling_table import SamplingTable
@@ -56,7 +57,8 @@ def make_model(
             values = torch.randn(parameter.shape, generator=generator) * 0.3
             is_norm = name == "weight" and parameter.ndim == 1
             setattr(module, name, nn.Parameter((values + is_norm).to(dtype), requires_grad=False))
-        if isinstance(module, Linear):
+    for module in model.modules():
+        if isinstance(module, Linear | Experts):
             module.pack()
     model.tie_output_layer()
     return model

@@ -12,13 +12,6 @@ import numpy as np
 from torch import Tensor, device, dtype
 
 
-class KVLayer(NamedTuple):
-    """One layer's part of the paged KV cache. The order of the axes N, B, G, D is the backend's."""
-
-    keys: Tensor
-    values: Tensor
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVShape:
     """The size of a paged KV cache."""
@@ -45,6 +38,16 @@ class KVShape:
         return self.block_bytes * self.num_blocks
 
 
+class Rotation(NamedTuple):
+    """cos and sin of a rotary embedding (Su et al. 2021, half-split layout) for the tokens of one step.
+
+    Both [T, r / 2] float32; the first r channels of a head are rotated, the others stay.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+
 class AttentionRows(NamedTuple):
     """The rows of one step, on the host. Row i computes `num_new[i]` tokens on top of `num_computed[i]`."""
 
@@ -68,6 +71,50 @@ class AttentionOptions:
     """Scores become `softcap * tanh(scores / softcap)`."""
 
 
+class Activation(NamedTuple):
+    """What follows a linear layer at once."""
+
+    kind: str
+    """"silu", "gelu", "gelu_tanh" or "relu"."""
+    is_gated: bool
+    """The first half of the outputs goes through the activation and multiplies the second half."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizedWeight:
+    """A weight matrix [out, in] as small whole numbers: weight = (values - zeros) * scales.
+
+    Neighbouring columns share a scale: column k belongs to group k // group_size.
+    """
+
+    values: Tensor
+    """[out, in] int8; within [-128, 127] for 8 bits, [0, 15] for 4 bits."""
+    scales: Tensor
+    """[out, groups] float32"""
+    zeros: Tensor
+    """[out, groups] int8; all 0 for 8 bits, within [0, 16] for 4 bits."""
+    bits: int
+    """4 or 8"""
+    dtype: dtype
+    """Of the activations that it is to be multiplied with, and of what `dequantize` gives."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)"""
+        return self.values.shape[0], self.values.shape[1]
+
+    @property
+    def group_size(self) -> int:
+        """Columns that share a scale; a multiple of 32, or all of them."""
+        return -(-self.values.shape[1] // self.scales.shape[1])
+
+    def dequantize(self) -> Tensor:
+        """[out, in] in `dtype`; the rounding to `dtype` is the only one."""
+        groups = self.scales.shape[1]
+        wide = (self.values.unflatten(1, (groups, -1)).float() - self.zeros.float()[..., None]) * self.scales[..., None]
+        return wide.flatten(1).to(self.dtype)
+
+
 class ExpertWeights(NamedTuple):
     """The weights of one mixture-of-experts layer."""
 
@@ -77,13 +124,21 @@ class ExpertWeights(NamedTuple):
     """[E, hidden, ffn]"""
 
 
-# What a backend made of a weight matrix or of a step's rows; only the backend that made it looks inside.
+Weight: TypeAlias = Tensor | QuantizedWeight
+
+# What a backend made of weights, of a step's rows, or of one layer's part of the paged KV cache; only the backend that
+# made it looks inside.
 PackedLinear: TypeAlias = Any
+PackedExperts: TypeAlias = Any
 AttentionPlan: TypeAlias = Any
+KVLayer: TypeAlias = Any
 
 
 class KernelBackend(Protocol):
-    """One device's implementation of the operations. All results have the dtype of the activations given."""
+    """One device's implementation of the operations. All results have the dtype of the activations given.
+
+    Activations are [T, ...] with a contiguous last axis; the other axes may have any stride.
+    """
 
     @property
     def name(self) -> str:
@@ -99,12 +154,12 @@ class KernelBackend(Protocol):
         """Memory of the device that is not in use by anyone."""
         ...
 
-    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
-        """Brings a weight [out, in] and bias [out] into the layout `linear` wants."""
+    def pack_linear(self, weight: Weight, bias: Tensor | None, activation: Activation | None = None) -> PackedLinear:
+        """Brings a weight [out, in] and bias [out] into the layout `linear` wants; a copy, so they can be dropped."""
         ...
 
-    def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
-        """[T, in] -> [T, out]"""
+    def linear(self, x: Tensor, packed: PackedLinear, residual: Tensor | None = None) -> Tensor:
+        """[T, in] -> [T, out], or [T, out / 2] when packed with a gated activation; then `residual` is added."""
         ...
 
     def embedding(self, token_ids: Tensor, table: Tensor) -> Tensor:
@@ -119,31 +174,22 @@ class KernelBackend(Protocol):
         """Layer norm over the last axis."""
         ...
 
-    def activate(self, x: Tensor, kind: str) -> Tensor:
-        """Element-wise activation: "silu", "gelu", "gelu_tanh" or "relu"."""
-        ...
-
-    def activate_gated(self, gate_up: Tensor, kind: str) -> Tensor:
-        """[T, 2 * ffn], gate half first -> activation(gate) * up, [T, ffn]"""
-        ...
-
-    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotary embedding of the first `2 * cos.shape[-1]` of D, half-split layout.
-
-        [T, H, D], [T, rotated / 2] float32 twice -> [T, H, D]
-        """
-        ...
-
     def allocate_kv(self, shape: KVShape) -> list[KVLayer]:
-        """The paged cache, one view per layer; the null block is zero, the others need not be."""
+        """The paged cache, one part per layer; the null block is zero, the others need not be."""
         ...
 
     def clear_kv_blocks(self, kv_layers: list[KVLayer], block_ids: list[int]) -> None:
-        """Zeroes blocks in all layers, so that nothing an earlier owner left (a NaN, say) can reach the next one."""
+        """Prepares blocks in all layers for a new owner: nothing that an earlier one left (a NaN, say) may reach it."""
         ...
 
-    def append_kv(self, kv: KVLayer, keys: Tensor, values: Tensor, kv_slots: Tensor) -> None:
-        """Writes [T, G, D] keys and values at `kv_slots` [T] = block id * B + offset."""
+    def rotate_and_append(
+        self, query: Tensor, keys: Tensor, values: Tensor, rotation: Rotation | None, kv: KVLayer, kv_slots: Tensor
+    ) -> Tensor:
+        """Rotates queries [T, H, D] and keys [T, G, D], writes keys and values [T, G, D] into the cache.
+
+        They go to `kv_slots` [T] int64 = block id * B + offset, and all tokens of a row come in order of position.
+        Returns the queries [T, H, D].
+        """
         ...
 
     def plan_attention(self, rows: AttentionRows, block_size: int) -> AttentionPlan:
@@ -154,11 +200,13 @@ class KernelBackend(Protocol):
         """Causal attention of each row's new tokens over its cached and new ones. [T, H, D] -> [T, H, D]"""
         ...
 
-    def mix_experts(
-        self, x: Tensor, weights: ExpertWeights, expert_ids: Tensor, expert_weights: Tensor, kind: str
-    ) -> Tensor:
+    def pack_experts(self, weights: ExpertWeights, kind: str) -> PackedExperts:
+        """Brings experts, gated with activation `kind`, into the layout `mix_experts` wants; a copy."""
+        ...
+
+    def mix_experts(self, x: Tensor, packed: PackedExperts, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
         """Sum over K of expert_weights[t, k] * expert(expert_ids[t, k], x[t]).
 
-        [T, hidden], [T, K] int64, [T, K] float32 -> [T, hidden]; experts are gated with activation `kind`.
+        [T, hidden], [T, K] int64, [T, K] float32 -> [T, hidden]
         """
         ...

@@ -18,7 +18,7 @@ from kilotron.checkpoints.weight_names import TensorSource, WeightNames, rearran
 from kilotron.errors import BrokenCheckpointError
 from kilotron.models.gpt_model import GPTModel
 from kilotron.models.layers.linear import Linear
-from kilotron.models.layers.mixture_of_experts import ExpertLinear
+from kilotron.models.layers.mixture_of_experts import ExpertLinear, Experts
 from kilotron.models.registry import find_architecture
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,8 @@ class NamedTensors(Protocol):
 class PlannedTensor(NamedTuple):
     """One parameter of the model and the stored tensors it is made of."""
 
+    owner: nn.Module
+    """The module that packs the parameter once all of its own are there."""
     module: nn.Module
     kind: str
     """`weight` or `bias`"""
@@ -105,15 +107,15 @@ def load_weights(
     _check_tensors(expected, checkpoint)
     tied_duplicate = _check_tied_output(model, checkpoint, names)
     bytes_done, bytes_total = 0, sum(prod(planned.shape) for planned in plan) * dtype.itemsize
-    for module, planned_tensors in groupby(plan, attrgetter("module")):
+    for owner, planned_tensors in groupby(plan, attrgetter("owner")):
         for planned in planned_tensors:
             tensor = _read(planned, checkpoint, model, dtype)
-            setattr(module, planned.kind, nn.Parameter(tensor, requires_grad=False))
+            setattr(planned.module, planned.kind, nn.Parameter(tensor, requires_grad=False))
             bytes_done += tensor.nbytes
             if on_progress is not None:
                 on_progress(bytes_done, bytes_total)
-        if isinstance(module, Linear):
-            module.pack()
+        if isinstance(owner, Linear | Experts):
+            owner.pack()
     model.tie_output_layer()
     used = expected.keys() | tied_duplicate
     leftovers = sorted(name for name in checkpoint.tensors if name not in used and not names.is_ignored(name))
@@ -123,13 +125,14 @@ def load_weights(
 
 
 def _plan(model: GPTModel, checkpoint: NamedTensors, names: WeightNames) -> list[PlannedTensor]:
-    """All parameters in the order of the model, those of one module side by side."""
+    """All parameters in the order of the model, those of one owner side by side."""
     plan = []
     for path, module in model.named_modules():
+        owner = model.get_submodule(path.rpartition(".")[0]) if isinstance(module, ExpertLinear) else module
         for kind, parameter in module.named_parameters(recurse=False):
             num_experts = parameter.shape[0] if parameter.ndim == 3 else 0
             source = names.source_of(f"{path}.{kind}", checkpoint.tensors, num_experts)
-            plan.append(PlannedTensor(module, kind, source))
+            plan.append(PlannedTensor(owner, module, kind, source))
     return plan
 
 

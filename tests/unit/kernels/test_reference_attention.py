@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kilotron.kernels.interface import AttentionOptions, AttentionRows, KVLayer, KVShape
+from kilotron.kernels.interface import AttentionOptions, AttentionRows, KVShape
+from kilotron.kernels.reference.attention import ReferenceKVLayer
 from kilotron.kernels.reference.backend import ReferenceBackend
 
 BACKEND = ReferenceBackend()
@@ -21,7 +22,7 @@ class Case:
     """A cache full of numbers and the rows of one step over it."""
 
     query: Tensor
-    kv: KVLayer
+    kv: ReferenceKVLayer
     rows: AttentionRows
     options: AttentionOptions
 

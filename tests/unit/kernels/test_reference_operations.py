@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from kilotron.errors import KernelError
-from kilotron.kernels.interface import ExpertWeights, KVShape
-from kilotron.kernels.reference.backend import ReferenceBackend
+from kilotron.kernels.interface import Activation, ExpertWeights, KVShape, Rotation
+from kilotron.kernels.reference.backend import ReferenceBackend, rotate
 from kilotron.kernels.registry import choose_backend, choose_device
 
 BACKEND = ReferenceBackend()
@@ -78,16 +78,16 @@ EXACT: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("kind", EXACT)
 def test_activations(dtype: torch.dtype, kind: str) -> None:
     x = draw(5, 2 * FFN, dtype=dtype) * 2
-    assert_near(BACKEND.activate(x, kind), EXACT[kind](x.double()))
+    assert_near(BACKEND.activate(x, Activation(kind, is_gated=False)), EXACT[kind](x.double()))
     gate, up = x.double().chunk(2, -1)
-    assert_near(BACKEND.activate_gated(x, kind), EXACT[kind](gate) * up)
+    assert_near(BACKEND.activate(x, Activation(kind, is_gated=True)), EXACT[kind](gate) * up)
 
 
 @dtypes
 @pytest.mark.parametrize("rotated", [16, 8])
 def test_rotate_turns_pairs_of_halves(dtype: torch.dtype, rotated: int) -> None:
     x, angles = draw(6, 3, 16, dtype=dtype), draw(6, rotated // 2, seed=1)
-    result = BACKEND.rotate(x, angles.cos(), angles.sin())
+    result = rotate(x, Rotation(angles.cos(), angles.sin()))
     first, second = x[..., : rotated // 2].double(), x[..., rotated // 2 : rotated].double()
     turned = torch.complex(first, second) * torch.polar(torch.ones_like(angles).double(), angles.double())[:, None]
     assert_near(result, torch.cat((turned.real, turned.imag, x[..., rotated:].double()), -1))
@@ -106,7 +106,7 @@ def test_mix_experts(dtype: torch.dtype) -> None:
         for probability, expert in zip(probabilities[token].double(), chosen[token].tolist(), strict=True):
             gate, up = (weights.gate_up[expert].double() @ x[token].double()).chunk(2)
             expected[token] += probability * (weights.down[expert].double() @ (functional.silu(gate) * up))
-    assert_near(BACKEND.mix_experts(x, weights, chosen, probabilities, "silu"), expected)
+    assert_near(BACKEND.mix_experts(x, BACKEND.pack_experts(weights, "silu"), chosen, probabilities), expected)
 
 
 def row_operations(dtype: torch.dtype) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -114,11 +114,12 @@ def row_operations(dtype: torch.dtype) -> dict[str, Callable[[Tensor], Tensor]]:
     packed = BACKEND.pack_linear(draw(FFN, HIDDEN, dtype=dtype, seed=1), draw(FFN, dtype=dtype, seed=2))
     small = BACKEND.pack_linear(draw(3, HIDDEN, dtype=dtype, seed=1), None)
     weight = draw(HIDDEN, dtype=dtype, seed=3)
-    experts = ExpertWeights(draw(4, 2 * FFN, HIDDEN, dtype=dtype, seed=4), draw(4, HIDDEN, FFN, dtype=dtype, seed=5))
+    weights = ExpertWeights(draw(4, 2 * FFN, HIDDEN, dtype=dtype, seed=4), draw(4, HIDDEN, FFN, dtype=dtype, seed=5))
+    experts = BACKEND.pack_experts(weights, "silu")
 
     def mix(x: Tensor) -> Tensor:
         probabilities, chosen = x[:, :4].float().softmax(-1).topk(2)
-        return BACKEND.mix_experts(x, experts, chosen, probabilities, "silu")
+        return BACKEND.mix_experts(x, experts, chosen, probabilities)
 
     return {
         "linear": lambda x: BACKEND.linear(x, packed),
@@ -126,9 +127,11 @@ def row_operations(dtype: torch.dtype) -> dict[str, Callable[[Tensor], Tensor]]:
         "rms_norm": lambda x: BACKEND.rms_norm(x, weight, 1e-6),
         "layer_norm": lambda x: BACKEND.layer_norm(x, weight, weight, 1e-6),
         "experts": mix,
-        **{f"{kind}": lambda x, kind=kind: BACKEND.activate(x, kind) for kind in EXACT},
-        **{f"gated {kind}": lambda x, kind=kind: BACKEND.activate_gated(x, kind) for kind in EXACT},
-        "odd gelu": lambda x: BACKEND.activate(x[:, :47], "gelu"),
+        **{f"{kind}": lambda x, kind=kind: BACKEND.activate(x, Activation(kind, is_gated=False)) for kind in EXACT},
+        **{
+            f"gated {kind}": lambda x, kind=kind: BACKEND.activate(x, Activation(kind, is_gated=True)) for kind in EXACT
+        },
+        "odd gelu": lambda x: BACKEND.activate(x[:, :47], Activation("gelu", is_gated=False)),
     }
 
 
@@ -163,7 +166,7 @@ def test_appended_keys_and_values_stand_at_their_slots_and_nowhere_else() -> Non
     for cache in kv:
         cache.zero_()
     keys, values = draw(3, 2, 3), draw(3, 2, 3, seed=1)
-    BACKEND.append_kv(kv, keys, values, torch.tensor([7, 19, 4]))
+    BACKEND.rotate_and_append(keys, keys, values, None, kv, torch.tensor([7, 19, 4]))
     for token, (block, offset) in enumerate([(1, 3), (4, 3), (1, 0)]):
         assert torch.equal(kv.keys[:, block, offset], keys[token])
         assert torch.equal(kv.values[:, block, offset], values[token])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kilotron.kernels.interface import PackedLinear
+from kilotron.kernels.interface import Activation, PackedLinear, Weight
 from kilotron.kernels.reference.backend import ReferenceBackend, ReferenceLinear
 
 # A single row takes another path through the library, with another order of summation.
@@ -23,6 +23,7 @@ class PackedWeight(NamedTuple):
 
     weight: Any
     bias: Tensor | None
+    activation: Activation | None
 
 
 class CpuBackend(ReferenceBackend):
@@ -30,20 +31,23 @@ class CpuBackend(ReferenceBackend):
 
     name = "cpu"
 
-    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
+    def pack_linear(self, weight: Weight, bias: Tensor | None, activation: Activation | None = None) -> PackedLinear:
         """Packs what the library has a path for on this machine (float16 needs newer CPUs); keeps the rest as it is."""
-        if not can_pack(weight.dtype):
-            return super().pack_linear(weight, bias)
-        return PackedWeight(torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None), bias)
+        plain = super().pack_linear(weight, bias, activation)
+        if not can_pack(plain.weight.dtype):
+            return plain
+        packed = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach(), None)
+        return PackedWeight(packed, bias, activation)
 
-    def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
+    def linear(self, x: Tensor, packed: PackedLinear, residual: Tensor | None = None) -> Tensor:
         """[T, in] -> [T, out]"""
         if isinstance(packed, ReferenceLinear):
-            return super().linear(x, packed)
+            return super().linear(x, packed, residual)
         num_rows = x.shape[0]
         padded = functional.pad(x, (0, 0, 0, _FEWEST_ROWS - num_rows)) if num_rows < _FEWEST_ROWS else x
         result: Tensor = torch.ops.mkldnn._linear_pointwise(padded, packed.weight, packed.bias, "none", [], "")
-        return result[:num_rows]
+        result = self.activate(result[:num_rows], packed.activation)
+        return result if residual is None else residual + result
 
 
 def can_pack(dtype: torch.dtype) -> bool:

@@ -11,17 +11,25 @@ bundle it landed in (seen on AVX-512 machines; `tests/invariance` holds it).
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kilotron.kernels.interface import AttentionOptions, AttentionRows, KVLayer
+from kilotron.kernels.interface import AttentionOptions, AttentionRows
 
 # The last few queries of other numbers take another path through the CPU's matrix library, with other bits.
 _QUERY_MULTIPLE = 4
 _KEY_TILE = 512
+
+
+class ReferenceKVLayer(NamedTuple):
+    """One layer's keys and values, [G, N, B, D] each."""
+
+    keys: Tensor
+    values: Tensor
 
 
 @dataclass(slots=True)
@@ -97,7 +105,7 @@ def _bundle(
     )
 
 
-def paged_attention(query: Tensor, kv: KVLayer, plan: ReferencePlan, options: AttentionOptions) -> Tensor:
+def paged_attention(query: Tensor, kv: ReferenceKVLayer, plan: ReferencePlan, options: AttentionOptions) -> Tensor:
     """Attention of a step's tokens over the cache. query [T, H, D]; kv both [G, N, B, D] -> [T, H, D]"""
     result = torch.empty_like(query)
     for bundle in plan.bundles:
@@ -110,7 +118,7 @@ def paged_attention(query: Tensor, kv: KVLayer, plan: ReferencePlan, options: At
     return result
 
 
-def _attend(query: Tensor, kv: KVLayer, bundle: _Bundle, options: AttentionOptions) -> Tensor:
+def _attend(query: Tensor, kv: ReferenceKVLayer, bundle: _Bundle, options: AttentionOptions) -> Tensor:
     """-> [r * q, H, D]"""
     rows, queries = bundle.num_rows, bundle.num_queries
     groups, channels = kv.keys.shape[0], kv.keys.shape[3]

@@ -10,15 +10,20 @@ from torch import Tensor
 from torch.nn import functional
 
 from kilotron.kernels.interface import (
+    Activation,
     AttentionOptions,
     AttentionRows,
     ExpertWeights,
     KVLayer,
     KVShape,
+    PackedExperts,
     PackedLinear,
+    QuantizedWeight,
+    Rotation,
+    Weight,
 )
 from kilotron.kernels.reference import attention
-from kilotron.kernels.reference.attention import ReferencePlan
+from kilotron.kernels.reference.attention import ReferenceKVLayer, ReferencePlan
 
 # Products of a few odd rows, or of few multiplications, take another path through the CPU's matrix library, with
 # another order of summation. Padding small ones to a multiple of 4 rows and beyond the fewest multiplications keeps a
@@ -40,10 +45,18 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class ReferenceLinear(NamedTuple):
-    """A weight matrix [out, in] and bias [out] as they are."""
+    """A weight matrix [out, in] and bias [out] as they are, and what follows the product."""
 
     weight: Tensor
     bias: Tensor | None
+    activation: Activation | None = None
+
+
+class ReferenceExperts(NamedTuple):
+    """The experts' weights as they are."""
+
+    weights: ExpertWeights
+    activation: Activation
 
 
 class ReferenceBackend:
@@ -60,19 +73,34 @@ class ReferenceBackend:
             return int(torch.cuda.mem_get_info(self.device)[0])
         return int(psutil.virtual_memory().available)
 
-    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
-        """Keeps both as they are."""
-        return ReferenceLinear(weight, bias)
+    def pack_linear(self, weight: Weight, bias: Tensor | None, activation: Activation | None = None) -> PackedLinear:
+        """Keeps what is plain as it is."""
+        plain = weight.dequantize() if isinstance(weight, QuantizedWeight) else weight
+        return ReferenceLinear(plain, bias, activation)
 
-    def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
+    def linear(self, x: Tensor, packed: PackedLinear, residual: Tensor | None = None) -> Tensor:
         """[T, in] -> [T, out]"""
+        result = self.activate(self.multiply(x, packed.weight, packed.bias), packed.activation)
+        return result if residual is None else residual + result
+
+    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x @ weight.T + bias, with enough rows of padding to be independent of their number."""
         num_rows = x.shape[0]
         if num_rows < _SMALL_ROWS:
-            fewest = max(num_rows, -(-_FEWEST_MULTIPLICATIONS // packed.weight.numel()))
+            fewest = max(num_rows, -(-_FEWEST_MULTIPLICATIONS // weight.numel()))
             padding = fewest - num_rows + -fewest % _ROW_MULTIPLE
             padded = functional.pad(x, (0, 0, 0, padding)) if padding else x
-            return functional.linear(padded, packed.weight, packed.bias)[:num_rows]
-        return functional.linear(x, packed.weight, packed.bias)
+            return functional.linear(padded, weight, bias)[:num_rows]
+        return functional.linear(x, weight, bias)
+
+    def activate(self, x: Tensor, activation: Activation | None) -> Tensor:
+        """[T, n] -> [T, n], or [T, n / 2] when gated"""
+        if activation is None:
+            return x
+        if activation.is_gated:
+            gate, up = x.chunk(2, dim=-1)
+            return _activate(gate, activation.kind) * up
+        return _activate(x, activation.kind)
 
     def embedding(self, token_ids: Tensor, table: Tensor) -> Tensor:
         """[T] int64, [vocabulary, hidden] -> [T, hidden]"""
@@ -90,29 +118,6 @@ class ReferenceBackend:
         """Ba, Kiros and Hinton 2016."""
         return functional.layer_norm(x, (x.shape[-1],), weight, bias, epsilon)
 
-    def activate(self, x: Tensor, kind: str) -> Tensor:
-        """Element-wise activation by name."""
-        function = _ACTIVATIONS[kind]
-        if x.dtype != torch.float32:
-            return function(x)
-        padding = -x.numel() % (_FLOAT32_STRIDE * torch.get_num_threads())
-        return function(functional.pad(x.reshape(-1), (0, padding)))[: x.numel()].view(x.shape)
-
-    def activate_gated(self, gate_up: Tensor, kind: str) -> Tensor:
-        """[T, 2 * ffn] -> [T, ffn]"""
-        gate, up = gate_up.chunk(2, dim=-1)
-        return self.activate(gate, kind) * up
-
-    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Su et al. 2021, half-split layout as in GPT-NeoX; computed in float32."""
-        half = cos.shape[-1]
-        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-        first, second = x[..., :half].float(), x[..., half : 2 * half].float()
-        rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
-        if 2 * half == x.shape[-1]:
-            return rotated
-        return torch.cat((rotated, x[..., 2 * half :]), dim=-1)
-
     def allocate_kv(self, shape: KVShape) -> list[KVLayer]:
         """One tensor, [layers, 2, G, N, B, D]. Only the null block is touched, so memory fills as it is used."""
         storage = torch.empty(
@@ -121,7 +126,7 @@ class ReferenceBackend:
             device=self.device,
         )
         storage[:, :, :, 0] = 0
-        return [KVLayer(layer[0], layer[1]) for layer in storage.unbind(0)]
+        return [ReferenceKVLayer(layer[0], layer[1]) for layer in storage.unbind(0)]
 
     def clear_kv_blocks(self, kv_layers: list[KVLayer], block_ids: list[int]) -> None:
         """Zeroes blocks in all layers."""
@@ -130,11 +135,16 @@ class ReferenceBackend:
             layer.keys.index_fill_(1, index, 0)
             layer.values.index_fill_(1, index, 0)
 
-    def append_kv(self, kv: KVLayer, keys: Tensor, values: Tensor, kv_slots: Tensor) -> None:
-        """Writes [T, G, D] keys and values at block id * B + offset."""
+    def rotate_and_append(
+        self, query: Tensor, keys: Tensor, values: Tensor, rotation: Rotation | None, kv: KVLayer, kv_slots: Tensor
+    ) -> Tensor:
+        """[T, H, D], [T, G, D] twice -> [T, H, D]"""
+        if rotation is not None:
+            query, keys = rotate(query, rotation), rotate(keys, rotation)
         groups, _, _, channels = kv.keys.shape
         kv.keys.view(groups, -1, channels).index_copy_(1, kv_slots, keys.transpose(0, 1))
         kv.values.view(groups, -1, channels).index_copy_(1, kv_slots, values.transpose(0, 1))
+        return query
 
     def plan_attention(self, rows: AttentionRows, block_size: int) -> ReferencePlan:
         """Bundles rows of like size."""
@@ -144,15 +154,35 @@ class ReferenceBackend:
         """[T, H, D] -> [T, H, D]"""
         return attention.paged_attention(query, kv, plan, options)
 
-    def mix_experts(
-        self, x: Tensor, weights: ExpertWeights, expert_ids: Tensor, expert_weights: Tensor, kind: str
-    ) -> Tensor:
+    def pack_experts(self, weights: ExpertWeights, kind: str) -> PackedExperts:
+        """Keeps them as they are."""
+        return ReferenceExperts(weights, Activation(kind, is_gated=True))
+
+    def mix_experts(self, x: Tensor, packed: PackedExperts, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
         """One product per expert that any token chose; a token's experts are summed in ascending order of id."""
         result = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         for expert in expert_ids.unique().tolist():
             tokens, choice = (expert_ids == expert).nonzero(as_tuple=True)
-            hidden = self.linear(x.index_select(0, tokens), ReferenceLinear(weights.gate_up[expert], None))
-            hidden = self.linear(self.activate_gated(hidden, kind), ReferenceLinear(weights.down[expert], None))
-            scale = expert_weights[tokens, choice].unsqueeze(-1)
-            result.index_add_(0, tokens, hidden.float() * scale)
+            hidden = self.multiply(x.index_select(0, tokens), packed.weights.gate_up[expert], None)
+            hidden = self.multiply(self.activate(hidden, packed.activation), packed.weights.down[expert], None)
+            result.index_add_(0, tokens, hidden.float() * expert_weights[tokens, choice].unsqueeze(-1))
         return result.to(x.dtype)
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """[T, heads, D] -> the same, its first channels rotated in float32."""
+    half = rotation.cos.shape[-1]
+    cos, sin = rotation.cos.unsqueeze(1), rotation.sin.unsqueeze(1)
+    first, second = x[..., :half].float(), x[..., half : 2 * half].float()
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    if 2 * half == x.shape[-1]:
+        return rotated
+    return torch.cat((rotated, x[..., 2 * half :]), dim=-1)
+
+
+def _activate(x: Tensor, kind: str) -> Tensor:
+    function = _ACTIVATIONS[kind]
+    if x.dtype != torch.float32:
+        return function(x)
+    padding = -x.numel() % (_FLOAT32_STRIDE * torch.get_num_threads())
+    return function(functional.pad(x.reshape(-1), (0, padding)))[: x.numel()].view(x.shape)

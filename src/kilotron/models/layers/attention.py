@@ -2,11 +2,10 @@
 
 from torch import Tensor, nn
 
-from kilotron.kernels.interface import AttentionOptions, KernelBackend
+from kilotron.kernels.interface import AttentionOptions, KernelBackend, Rotation
 from kilotron.models.inference_batch import InferenceBatch
 from kilotron.models.layers.linear import Linear
 from kilotron.models.layers.normalization import make_norm
-from kilotron.models.layers.rotary_embedding import Rotation
 from kilotron.models.transformer_config import TransformerConfig
 
 
@@ -34,18 +33,17 @@ class SelfAttention(nn.Module):
             self.q_layernorm = make_norm(config, kernels, query_size if self.norms_projection else config.kv_channels)
             self.k_layernorm = make_norm(config, kernels, kv_size if self.norms_projection else config.kv_channels)
 
-    def forward(self, hidden: Tensor, batch: InferenceBatch, rotation: Rotation | None) -> Tensor:
-        """[T, hidden] -> [T, hidden]; writes the new keys and values into the cache."""
+    def forward(
+        self, hidden: Tensor, batch: InferenceBatch, rotation: Rotation | None, residual: Tensor | None = None
+    ) -> Tensor:
+        """[T, hidden] -> [T, hidden]; writes the new keys and values into the cache; `residual` is added."""
         query, keys, values = self.linear_qkv(hidden).split(self.linear_qkv.output_sizes, dim=-1)
         query, keys = self._heads(query, self.q_layernorm), self._heads(keys, self.k_layernorm)
         values = self._heads(values, None)
-        if rotation is not None:
-            query = self.kernels.rotate(query, rotation.cos, rotation.sin)
-            keys = self.kernels.rotate(keys, rotation.cos, rotation.sin)
         kv = batch.kv_layers[self.layer]
-        self.kernels.append_kv(kv, keys, values, batch.kv_slots)
+        query = self.kernels.rotate_and_append(query, keys, values, rotation, kv, batch.kv_slots)
         context = self.kernels.paged_attention(query, kv, batch.attention, self.options)
-        return self.linear_proj(context.flatten(1))
+        return self.linear_proj(context.flatten(1), residual)
 
     def _heads(self, x: Tensor, norm: nn.Module | None) -> Tensor:
         """[T, heads * D] -> [T, heads, D], normed before or after the split."""

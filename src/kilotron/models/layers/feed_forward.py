@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from kilotron.kernels.interface import KernelBackend
+from kilotron.kernels.interface import Activation, KernelBackend
 from kilotron.models.layers.linear import Linear
 from kilotron.models.transformer_config import TransformerConfig
 
@@ -13,12 +13,12 @@ class MLP(nn.Module):
     def __init__(self, config: TransformerConfig, kernels: KernelBackend) -> None:
         super().__init__()
         size = config.ffn_hidden_size
-        self.activation = config.activation
-        self.activate = kernels.activate_gated if config.gated_linear_unit else kernels.activate
+        activation = Activation(config.activation, is_gated=config.gated_linear_unit)
         first_sizes = (size, size) if config.gated_linear_unit else (size,)
-        self.linear_fc1 = Linear(kernels, config.hidden_size, first_sizes, bias=config.add_mlp_bias)
-        self.linear_fc2 = Linear(kernels, size, (config.hidden_size,), bias=config.add_mlp_bias)
+        has_bias = config.add_mlp_bias
+        self.linear_fc1 = Linear(kernels, config.hidden_size, first_sizes, bias=has_bias, activation=activation)
+        self.linear_fc2 = Linear(kernels, size, (config.hidden_size,), bias=has_bias)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[T, hidden] -> [T, hidden]"""
-        return self.linear_fc2(self.activate(self.linear_fc1(hidden), self.activation))
+    def forward(self, hidden: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[T, hidden] -> [T, hidden]; `residual` is added."""
+        return self.linear_fc2(self.linear_fc1(hidden), residual)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kilotron.kernels.interface import KernelBackend, PackedLinear
+from kilotron.kernels.interface import Activation, KernelBackend, PackedLinear
 
 
 def empty_parameter(*shape: int) -> nn.Parameter:
@@ -14,24 +14,33 @@ def empty_parameter(*shape: int) -> nn.Parameter:
 
 
 class Linear(nn.Module):
-    """x @ weight.T + bias, in the layout the kernels chose."""
+    """x @ weight.T + bias, then an activation where there is one, in the layout the kernels chose."""
 
-    def __init__(self, kernels: KernelBackend, input_size: int, output_sizes: Sequence[int], *, bias: bool) -> None:
+    def __init__(
+        self,
+        kernels: KernelBackend,
+        input_size: int,
+        output_sizes: Sequence[int],
+        *,
+        bias: bool,
+        activation: Activation | None = None,
+    ) -> None:
         """`output_sizes` are the parts stacked in the weight's rows, such as query, key and value."""
         super().__init__()
         self.kernels = kernels
         self.output_sizes = tuple(output_sizes)
+        self.activation = activation
         self.weight = empty_parameter(sum(output_sizes), input_size)
         self.bias = empty_parameter(sum(output_sizes)) if bias else None
         self.packed: PackedLinear = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[T, in] -> [T, out]"""
-        return self.kernels.linear(x, self.packed)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[T, in] -> [T, out], or half of it after a gated activation; `residual` is added."""
+        return self.kernels.linear(x, self.packed, residual)
 
     def pack(self) -> None:
         """Hands the loaded weight to the kernels and forgets it here, so that it is not held twice."""
-        self.packed = self.kernels.pack_linear(self.weight, self.bias)
+        self.packed = self.kernels.pack_linear(self.weight, self.bias, self.activation)
         self.weight = empty_parameter(*self.weight.shape)
         if self.bias is not None:
             self.bias = empty_parameter(*self.bias.shape)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from kilotron.kernels.interface import ExpertWeights, KernelBackend
+from kilotron.kernels.interface import ExpertWeights, KernelBackend, PackedExperts
 from kilotron.models.layers.linear import Linear, empty_parameter
 from kilotron.models.transformer_config import TransformerConfig
 
@@ -18,12 +18,26 @@ class ExpertLinear(nn.Module):
 
 
 class Experts(nn.Module):
-    """The weights of all experts of a layer."""
+    """The experts of a layer."""
 
-    def __init__(self, num_experts: int, hidden_size: int, ffn_hidden_size: int) -> None:
+    def __init__(self, config: TransformerConfig, kernels: KernelBackend, num_experts: int, size: int) -> None:
         super().__init__()
-        self.linear_fc1 = ExpertLinear(num_experts, hidden_size, (ffn_hidden_size, ffn_hidden_size))
-        self.linear_fc2 = ExpertLinear(num_experts, ffn_hidden_size, (hidden_size,))
+        self.kernels = kernels
+        self.activation = config.activation
+        self.linear_fc1 = ExpertLinear(num_experts, config.hidden_size, (size, size))
+        self.linear_fc2 = ExpertLinear(num_experts, size, (config.hidden_size,))
+        self.packed: PackedExperts = None
+
+    def forward(self, hidden: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
+        """[T, hidden], [T, chosen] int64, [T, chosen] float32 -> [T, hidden]"""
+        return self.kernels.mix_experts(hidden, self.packed, expert_ids, expert_weights)
+
+    def pack(self) -> None:
+        """Hands the loaded weights to the kernels and forgets them here, so that they are not held twice."""
+        weights = ExpertWeights(self.linear_fc1.weight, self.linear_fc2.weight)
+        self.packed = self.kernels.pack_experts(weights, self.activation)
+        for linear in (self.linear_fc1, self.linear_fc2):
+            linear.weight = empty_parameter(*linear.weight.shape)
 
 
 class MixtureOfExperts(nn.Module):
@@ -33,18 +47,16 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         if config.num_moe_experts is None or config.moe_ffn_hidden_size is None:
             raise ValueError("a mixture of experts needs num_moe_experts and moe_ffn_hidden_size")
-        self.kernels = kernels
-        self.activation = config.activation
         self.num_chosen = config.moe_router_topk
         self.norm_topk_prob = config.norm_topk_prob
         self.router = Linear(kernels, config.hidden_size, (config.num_moe_experts,), bias=False)
-        self.experts = Experts(config.num_moe_experts, config.hidden_size, config.moe_ffn_hidden_size)
+        self.experts = Experts(config, kernels, config.num_moe_experts, config.moe_ffn_hidden_size)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[T, hidden] -> [T, hidden]"""
+    def forward(self, hidden: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[T, hidden] -> [T, hidden]; `residual` is added."""
         probabilities = torch.softmax(self.router(hidden).float(), dim=-1)
         expert_weights, expert_ids = probabilities.topk(self.num_chosen, dim=-1)
         if self.norm_topk_prob:
             expert_weights = expert_weights / expert_weights.sum(dim=-1, keepdim=True)
-        weights = ExpertWeights(self.experts.linear_fc1.weight, self.experts.linear_fc2.weight)
-        return self.kernels.mix_experts(hidden, weights, expert_ids, expert_weights, self.activation)
+        mixed = self.experts(hidden, expert_ids, expert_weights)
+        return mixed if residual is None else residual + mixed

@@ -5,19 +5,12 @@ it cannot depend on the batch, on chunk boundaries or on how long the sequence h
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from kilotron.kernels.interface import Rotation
 from kilotron.models.transformer_config import RopeScaling, TransformerConfig
-
-
-class Rotation(NamedTuple):
-    """cos and sin for the tokens of one step; both [T, rotated channels / 2] float32."""
-
-    cos: Tensor
-    sin: Tensor
 
 
 class RotaryEmbedding:

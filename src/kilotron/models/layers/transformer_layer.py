@@ -4,13 +4,12 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from kilotron.kernels.interface import KernelBackend
+from kilotron.kernels.interface import KernelBackend, Rotation
 from kilotron.models.inference_batch import InferenceBatch
 from kilotron.models.layers.attention import SelfAttention
 from kilotron.models.layers.feed_forward import MLP
 from kilotron.models.layers.mixture_of_experts import MixtureOfExperts
 from kilotron.models.layers.normalization import make_norm
-from kilotron.models.layers.rotary_embedding import Rotation
 from kilotron.models.transformer_config import TransformerConfig
 
 
@@ -27,24 +26,29 @@ class TransformerLayer(nn.Module):
     def __init__(self, config: TransformerConfig, kernels: KernelBackend, layer: int) -> None:
         super().__init__()
         norms_before = config.norm_placement in ("pre", "sandwich")
-        norms_after = config.norm_placement in ("post", "sandwich")
+        self.norms_after = config.norm_placement in ("post", "sandwich")
         self.uses_local_rope = config.uses_local_rope(layer)
         self.input_layernorm = make_norm(config, kernels) if norms_before else nn.Identity()
         self.self_attention = SelfAttention(config, kernels, layer)
-        self.post_self_attn_layernorm = make_norm(config, kernels) if norms_after else nn.Identity()
+        self.post_self_attn_layernorm = make_norm(config, kernels) if self.norms_after else nn.Identity()
         self.pre_mlp_layernorm = make_norm(config, kernels) if norms_before else nn.Identity()
         self.mlp = MixtureOfExperts(config, kernels) if config.is_moe_layer(layer) else MLP(config, kernels)
-        self.post_mlp_layernorm = make_norm(config, kernels) if norms_after else nn.Identity()
+        self.post_mlp_layernorm = make_norm(config, kernels) if self.norms_after else nn.Identity()
 
     def forward(self, hidden: Tensor, batch: InferenceBatch, rotations: Rotations) -> Tensor:
         """[T, hidden] -> [T, hidden]"""
-        hidden = hidden + self.post_self_attn_layernorm(self.attend(hidden, batch, rotations))
-        return hidden + self.post_mlp_layernorm(self.mlp(self.pre_mlp_layernorm(hidden)))
+        if self.norms_after:
+            hidden = hidden + self.post_self_attn_layernorm(self.attend(hidden, batch, rotations))
+            return hidden + self.post_mlp_layernorm(self.mlp(self.pre_mlp_layernorm(hidden)))
+        hidden = self.attend(hidden, batch, rotations, residual=hidden)
+        return self.mlp(self.pre_mlp_layernorm(hidden), residual=hidden)
 
-    def attend(self, hidden: Tensor, batch: InferenceBatch, rotations: Rotations) -> Tensor:
-        """The attention of the layer's normed input."""
+    def attend(
+        self, hidden: Tensor, batch: InferenceBatch, rotations: Rotations, residual: Tensor | None = None
+    ) -> Tensor:
+        """The attention of the layer's normed input; `residual` is added."""
         rotation = rotations.local if self.uses_local_rope else rotations.everywhere
-        return self.self_attention(self.input_layernorm(hidden), batch, rotation)
+        return self.self_attention(self.input_layernorm(hidden), batch, rotation, residual)
 
 
 class ParallelTransformerLayer(TransformerLayer):
@@ -52,7 +56,8 @@ class ParallelTransformerLayer(TransformerLayer):
 
     def forward(self, hidden: Tensor, batch: InferenceBatch, rotations: Rotations) -> Tensor:
         """[T, hidden] -> [T, hidden]"""
-        return self.mlp(self.pre_mlp_layernorm(hidden)) + self.attend(hidden, batch, rotations) + hidden
+        attended = self.attend(hidden, batch, rotations, residual=hidden)
+        return self.mlp(self.pre_mlp_layernorm(hidden), residual=attended)
 
 
 class TransformerBlock(nn.Module):
