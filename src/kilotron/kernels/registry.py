@@ -1,14 +1,17 @@
 """Chooses the kernel backend for a device and says why."""
 
+import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from kilotron.errors import KernelError
-from kilotron.kernels.cpu.backend import CpuBackend, can_pack
+from kilotron.kernels.cpu.backend import CpuBackend, why_not_native
 from kilotron.kernels.interface import KernelBackend
 from kilotron.kernels.reference.backend import ReferenceBackend
+
+_log = logging.getLogger(__name__)
 
 _BACKENDS: dict[str, Callable[[torch.device], KernelBackend]] = {"cpu": CpuBackend, "reference": ReferenceBackend}
 
@@ -48,9 +51,13 @@ def choose_backend(wanted: str, device: str) -> BackendChoice:
     """
     is_cpu = torch.device(device).type == "cpu"
     if wanted == "auto":
-        if is_cpu and can_pack(torch.float32):
-            return BackendChoice(CpuBackend(device), "packed weights for this CPU")
-        return BackendChoice(ReferenceBackend(device), "the only backend that runs here")
+        if not is_cpu:
+            return BackendChoice(ReferenceBackend(device), "the only backend that runs there")
+        obstacle = why_not_native()
+        if obstacle is None:
+            return BackendChoice(CpuBackend(device), "the best for this processor")
+        _log.warning("running on plain torch, which is several times slower: %s", obstacle)
+        return BackendChoice(ReferenceBackend(device), obstacle)
     if wanted not in _BACKENDS:
         raise KernelError(f"kernels {wanted!r} are not known; known: auto, {', '.join(sorted(_BACKENDS))}")
     if wanted == "cpu" and not is_cpu:

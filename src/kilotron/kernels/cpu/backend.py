@@ -1,61 +1,169 @@
-"""CpuBackend: linear layers on weights that oneDNN packed once, all else as in the reference backend.
+"""CpuBackend: the operations on kernels of our own, compiled for several instruction sets (`native/`).
 
-torch's plain linear rearranges the weight at every call, which at a few rows costs more than the product; packed, a
-decode step reads each weight once. A packed product also sums in one order whatever the number of rows, from two on.
-The operations are those torch's own compiler uses (`torch.ops.mkldnn`), bundled in every CPU build of torch.
+Owns the choice of the instruction set, the allocation of results and the number of threads, which is torch's. Knows
+no layout: packed weights, cache layers and step rows are the native module's own objects.
 """
 
-from typing import Any, NamedTuple
+import os
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from kilotron.kernels.interface import Activation, PackedLinear, Weight
-from kilotron.kernels.reference.backend import ReferenceBackend, ReferenceLinear
+from kilotron.errors import KernelError
+from kilotron.kernels.interface import (
+    Activation,
+    AttentionOptions,
+    AttentionPlan,
+    AttentionRows,
+    ExpertWeights,
+    KVLayer,
+    KVShape,
+    PackedExperts,
+    PackedLinear,
+    QuantizedWeight,
+    Rotation,
+    Weight,
+)
+from kilotron.kernels.reference.backend import ReferenceBackend
 
-# A single row takes another path through the library, with another order of summation.
-_FEWEST_ROWS = 2
+ISA_VARIABLE = "KILOTRON_CPU_ISA"
 
 
-class PackedWeight(NamedTuple):
-    """A weight matrix in the library's own order, and the bias [out] as it is."""
+class CpuExperts(NamedTuple):
+    """Packed matrices, one of each kind for each expert."""
 
-    weight: Any
-    bias: Tensor | None
-    activation: Activation | None
+    gate_up: Sequence[PackedLinear]
+    down: Sequence[PackedLinear]
 
 
 class CpuBackend(ReferenceBackend):
-    """`KernelBackend` for CPUs; see `kernels/interface.py` for what each operation means."""
+    """`KernelBackend` for x86 CPUs; see `kernels/interface.py` for what each operation means.
 
-    name = "cpu"
+    Raises:
+        KernelError: the kernels were not compiled, or do not run on this machine; the message says what to do.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        super().__init__(device)
+        self._native = _load_native()
+        self._kernels = self._native.CpuKernels(_choose_isa(self._native), torch.get_num_threads())
+        self.name = f"cpu ({self._kernels.isa})"
 
     def pack_linear(self, weight: Weight, bias: Tensor | None, activation: Activation | None = None) -> PackedLinear:
-        """Packs what the library has a path for on this machine (float16 needs newer CPUs); keeps the rest as it is."""
-        plain = super().pack_linear(weight, bias, activation)
-        if not can_pack(plain.weight.dtype):
-            return plain
-        packed = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach(), None)
-        return PackedWeight(packed, bias, activation)
+        """Copies into panels; quantized weights stay quantized."""
+        wide_bias = None if bias is None else bias.detach().float().contiguous()
+        kind, is_gated = activation if activation is not None else (None, False)
+        threads = torch.get_num_threads()
+        if isinstance(weight, QuantizedWeight):
+            values, scales, zeros = weight.values, weight.scales, weight.zeros
+            return self._native.pack_quantized(
+                values, scales, zeros, weight.bits, wide_bias, kind, is_gated, threads
+            )
+        return self._native.pack_plain(weight.detach(), wide_bias, kind, is_gated, threads)
 
     def linear(self, x: Tensor, packed: PackedLinear, residual: Tensor | None = None) -> Tensor:
         """[T, in] -> [T, out]"""
-        if isinstance(packed, ReferenceLinear):
-            return super().linear(x, packed, residual)
-        num_rows = x.shape[0]
-        padded = functional.pad(x, (0, 0, 0, _FEWEST_ROWS - num_rows)) if num_rows < _FEWEST_ROWS else x
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(padded, packed.weight, packed.bias, "none", [], "")
-        result = self.activate(result[:num_rows], packed.activation)
-        return result if residual is None else residual + result
+        result = x.new_empty((x.shape[0], packed.outputs))
+        self._kernels.linear(x, packed, residual, result)
+        return result
+
+    def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float, weight_offset: float = 0.0) -> Tensor:
+        """Zhang and Sennrich 2019, in float32."""
+        result = torch.empty(x.shape, dtype=x.dtype)
+        self._kernels.rms_norm(_three_axes(x), weight, epsilon, weight_offset, _three_axes(result))
+        return result
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
+        """Ba, Kiros and Hinton 2016."""
+        result = torch.empty(x.shape, dtype=x.dtype)
+        self._kernels.layer_norm(_three_axes(x), weight, bias, epsilon, _three_axes(result))
+        return result
+
+    def allocate_kv(self, shape: KVShape) -> list[KVLayer]:
+        """Zeroed memory that fills as it is used."""
+        layers: list[KVLayer] = self._native.allocate_kv(
+            shape.num_layers,
+            shape.num_blocks,
+            shape.block_size,
+            shape.num_query_groups,
+            shape.kv_channels,
+            str(shape.dtype).removeprefix("torch."),
+        )
+        return layers
+
+    def clear_kv_blocks(self, kv_layers: list[KVLayer], block_ids: list[int]) -> None:
+        """Nothing to do: `rotate_and_append` clears each group of 16 positions when it writes the first of them."""
+
+    def rotate_and_append(
+        self, query: Tensor, keys: Tensor, values: Tensor, rotation: Rotation | None, kv: KVLayer, kv_slots: Tensor
+    ) -> Tensor:
+        """[T, H, D], [T, G, D] twice -> [T, H, D]"""
+        result = query.new_empty(query.shape)
+        cos, sin = (None, None) if rotation is None else rotation
+        self._kernels.rotate_and_append(query, keys, values, cos, sin, kv, kv_slots, result)
+        return result
+
+    def plan_attention(self, rows: AttentionRows, block_size: int) -> AttentionPlan:
+        """Copies the rows; takes over the number of threads that torch has now."""
+        self._kernels.threads = torch.get_num_threads()
+        return self._native.StepRows(rows.num_computed, rows.num_new, rows.block_table, block_size)
+
+    def paged_attention(self, query: Tensor, kv: KVLayer, plan: AttentionPlan, options: AttentionOptions) -> Tensor:
+        """[T, H, D] -> [T, H, D]"""
+        result = torch.empty_like(query)
+        self._kernels.paged_attention(
+            query, kv, plan, options.scale, options.window or 0, options.softcap or 0.0, result
+        )
+        return result
+
+    def pack_experts(self, weights: ExpertWeights, kind: str) -> PackedExperts:
+        """One packed matrix of each kind for each expert."""
+        activation = Activation(kind, is_gated=True)
+        gate_up = [self.pack_linear(weight, None, activation) for weight in weights.gate_up]
+        return CpuExperts(gate_up, [self.pack_linear(weight, None) for weight in weights.down])
+
+    def mix_experts(self, x: Tensor, packed: PackedExperts, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
+        """All experts' products in two parallel loops; a token's experts are summed in ascending order of id."""
+        result = torch.empty(x.shape, dtype=x.dtype)
+        self._kernels.mix_experts(x, packed.gate_up, packed.down, expert_ids, expert_weights, result)
+        return result
 
 
-def can_pack(dtype: torch.dtype) -> bool:
-    """Whether this build of torch can pack weights of a type on this machine; tried on a small one."""
+def why_not_native() -> str | None:
+    """Why the native kernels cannot run here, or None when they can."""
     try:
-        weight = torch.eye(16).to(dtype)
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-        result = torch.ops.mkldnn._linear_pointwise(weight, packed, None, "none", [], "")
-    except (AttributeError, RuntimeError):
-        return False
-    return torch.equal(result, weight)
+        _choose_isa(_load_native())
+    except KernelError as error:
+        return str(error)
+    return None
+
+
+def _load_native() -> ModuleType:
+    try:
+        from kilotron.kernels.cpu import _native
+    except ImportError as error:
+        raise KernelError(
+            f"the CPU kernels are not there ({error}); install g++ and then kilotron again, or use kernels=reference"
+        ) from error
+    module: ModuleType = _native
+    return module
+
+
+def _choose_isa(native: ModuleType) -> str:
+    """The best instruction set, or the one that the environment asks for."""
+    supported: list[str] = native.supported_isas()
+    wanted = os.environ.get(ISA_VARIABLE)
+    if wanted:
+        if wanted not in supported:
+            raise KernelError(f"{ISA_VARIABLE}={wanted} does not run here; what runs: {', '.join(supported) or 'none'}")
+        return wanted
+    if not supported or supported[0].endswith("_emulated"):
+        raise KernelError("the CPU kernels need AVX2 at least, which this processor lacks; use kernels=reference")
+    return supported[0]
+
+
+def _three_axes(x: Tensor) -> Tensor:
+    return x.unsqueeze(1) if x.ndim == 2 else x

@@ -1,0 +1,293 @@
+// Paged attention with an online softmax over tiles of 64 positions, counted from position 0. The query heads that
+// share a key-value head are further rows of the same products, so keys and values are read once for all of them.
+#pragma once
+#include <cmath>
+
+#include "linear.hpp"
+
+namespace kilotron::KILOTRON_ISA {
+
+constexpr int64_t kQueryRows = 48;  // rows of queries (tokens times heads) that pass over the keys together
+
+// What one thread needs for a task: `rows` queries of `channels` (padded).
+class AttentionScratch {
+  public:
+    AttentionScratch(std::byte* memory, int64_t rows, int64_t channels) {
+        std::byte* next = memory;
+        const auto take = [&](int64_t bytes) {
+            std::byte* taken = next;
+            next += round_up(bytes, 64);
+            return taken;
+        };
+        query = take(rows * channels * 4);
+        weights = take(rows * kKeyTile * 4);
+        scores = reinterpret_cast<float*>(take(rows * kKeyTile * 4));
+        output = reinterpret_cast<float*>(take(rows * channels * 4));
+        totals = reinterpret_cast<float*>(take(rows * kPanel * 4));
+        maxima = reinterpret_cast<float*>(take(rows * 4));
+        keys = take(kKeyTile * channels * 4);
+        values = take(kKeyTile * channels * 4);
+        bytes = next - memory;
+    }
+
+    static int64_t size(int64_t rows, int64_t channels) {
+        return AttentionScratch(nullptr, rows, channels).bytes;
+    }
+
+    std::byte* query;    // [rows][channels], as the products want them
+    std::byte* weights;  // [rows][64], the same
+    float* scores;       // [rows][64]
+    float* output;       // [rows][channels]
+    float* totals;       // [rows][16], sums of weights lane by lane
+    float* maxima;       // [rows]
+    std::byte* keys;     // a tile gathered from blocks that do not hold whole groups
+    std::byte* values;
+    int64_t bytes;
+};
+
+// One row of the step, one key-value head, a stretch of new tokens.
+template <typename Type>
+class AttentionTask {
+  public:
+    static constexpr Format format = std::is_same_v<Type, F32> ? Format::f32
+                                     : std::is_same_v<Type, F16> ? Format::f16
+                                                                 : Format::bf16;
+    using Item = typename Type::Item;
+    using Input = typename Operand<format>::Input;
+
+    AttentionTask(const AttentionCall& call, const AttentionRow& row, int64_t head, int64_t first, int64_t tokens,
+                  AttentionScratch& scratch)
+        : call_(call), row_(row), head_(head), first_(first), tokens_(tokens),
+          group_(call.query_heads / call.kv.heads), channels_(call.kv.padded_channels()), scratch_(scratch) {}
+
+    void run() {
+        const int64_t rows = tokens_ * group_;
+        load_queries();
+        std::memset(scratch_.output, 0, rows * channels_ * sizeof(float));
+        std::memset(scratch_.totals, 0, rows * kPanel * sizeof(float));
+        for (int64_t r = 0; r < rows; r++) scratch_.maxima[r] = -INFINITY;
+        const int64_t last_position = row_.num_computed + first_ + tokens_ - 1;
+        for (int64_t tile = first_tile(); tile * kKeyTile <= last_position; tile++) {
+            locate(tile, last_position);
+            score(rows);
+            weigh(tile, rows);
+            mix(rows);
+        }
+        store_results();
+    }
+
+  private:
+    int64_t position_of(int64_t r) const { return row_.num_computed + first_ + r / group_; }
+
+    // Tiles before it are outside of every query's window.
+    int64_t first_tile() const {
+        if (call_.window == 0) return 0;
+        const int64_t first_seen = row_.num_computed + first_ - call_.window + 1;
+        return first_seen > 0 ? first_seen / kKeyTile : 0;
+    }
+
+    const Item* query_of(int64_t r) const {
+        const int64_t token = row_.first_token + first_ + r / group_, head = head_ * group_ + r % group_;
+        return static_cast<const Item*>(call_.query) + (token * call_.query_heads + head) * call_.kv.channels;
+    }
+
+    void load_queries() {
+        auto* to = reinterpret_cast<Input*>(scratch_.query);
+        for (int64_t r = 0; r < tokens_ * group_; r++, to += channels_) {
+            const Item* from = query_of(r);
+            for (int64_t c = 0; c < channels_; c += kPanel) {
+                const int64_t left = call_.kv.channels - c;
+                const Vec values = left > 0 ? read_some<Type>(from + c, left) : zero();
+                if constexpr (std::is_same_v<Input, float>)
+                    store(to + c, values);
+                else
+                    store_bf16(to + c, values);
+            }
+        }
+    }
+
+    // Finds the tile's four groups of 16 positions. Groups beyond the last position are the null block's: zeros.
+    void locate(int64_t tile, int64_t last_position) {
+        const KVLayerView& kv = call_.kv;
+        for (int64_t g = 0; g < kQuad; g++) {
+            const int64_t position = tile * kKeyTile + g * kPanel;
+            if (position > last_position) {
+                keys_[g] = kv.keys(0, head_, 0);
+                values_[g] = kv.values(0, head_, 0);
+            } else if (kv.block_size % kPanel == 0) {
+                const int64_t block = row_.blocks[position / kv.block_size];
+                const int64_t group = position % kv.block_size / kPanel;
+                keys_[g] = kv.keys(block, head_, group);
+                values_[g] = kv.values(block, head_, group);
+            } else {
+                gather(g, position, last_position);
+            }
+        }
+    }
+
+    // Copies 16 positions from blocks that are no multiple of 16 long into a group of their own.
+    void gather(int64_t g, int64_t first, int64_t last_position) {
+        const KVLayerView& kv = call_.kv;
+        constexpr int64_t step = format == Format::bf16 ? 2 : 1;  // inputs that lie side by side
+        auto* keys = reinterpret_cast<Item*>(scratch_.keys + g * kv.group_bytes());
+        auto* values = reinterpret_cast<Item*>(scratch_.values + g * kv.group_bytes());
+        std::memset(keys, 0, kv.group_bytes());
+        std::memset(values, 0, kv.group_bytes());
+        for (int64_t lane = 0; lane < kPanel && first + lane <= last_position; lane++) {
+            const int64_t block = row_.blocks[(first + lane) / kv.block_size], offset = (first + lane) % kv.block_size;
+            const int64_t from = offset % kPanel;
+            const auto* block_keys = reinterpret_cast<const Item*>(kv.keys(block, head_, offset / kPanel));
+            const auto* block_values = reinterpret_cast<const Item*>(kv.values(block, head_, offset / kPanel));
+            for (int64_t c = 0; c < channels_; c++) {
+                keys[(c / step * kPanel + lane) * step + c % step] = block_keys[(c / step * kPanel + from) * step + c % step];
+                values[value_index<step>(c, lane)] = block_values[value_index<step>(c, from)];
+            }
+        }
+        keys_[g] = reinterpret_cast<const std::byte*>(keys);
+        values_[g] = reinterpret_cast<const std::byte*>(values);
+    }
+
+    template <int64_t step>
+    static int64_t value_index(int64_t channel, int64_t lane) {
+        return channel / kPanel * kPanel * kPanel + (lane / step * kPanel + channel % kPanel) * step + lane % step;
+    }
+
+    void score(int64_t rows) {
+        Segment segment;
+        segment.first_input = 0;
+        segment.inputs = channels_;
+        for (int64_t g = 0; g < kQuad; g++) segment.panels[g] = keys_[g];
+        ReadAhead nothing;
+        multiply(&segment, 1, scratch_.query, channels_, scratch_.scores, kKeyTile, rows, kQuad, true, nothing);
+    }
+
+    // Scores to weights of the online softmax; rescales what was summed under a lower maximum.
+    void weigh(int64_t tile, int64_t rows) {
+        for (int64_t r = 0; r < rows; r++) {
+            const int64_t position = position_of(r) - tile * kKeyTile;  // within the tile, or beyond it
+            const int64_t begin = call_.window == 0 ? 0 : position - call_.window + 1;
+            Vec scores[kQuad], best = splat(-INFINITY);
+            bool is_seen[kQuad];
+            for (int64_t g = 0; g < kQuad; g++) {
+                is_seen[g] = position >= g * kPanel && begin < (g + 1) * kPanel;
+                if (!is_seen[g]) continue;
+                Vec value = mul(load(scratch_.scores + r * kKeyTile + g * kPanel), splat(call_.scale));
+                if (call_.softcap != 0) value = mul(tanh(div(value, splat(call_.softcap))), splat(call_.softcap));
+                scores[g] = masked(value, begin - g * kPanel, position - g * kPanel, -INFINITY);
+                best = max(best, scores[g]);
+            }
+            Input* weights = reinterpret_cast<Input*>(scratch_.weights) + r * kKeyTile;
+            const float old_maximum = scratch_.maxima[r], tile_maximum = max_of(best);
+            const float maximum = tile_maximum > old_maximum ? tile_maximum : old_maximum;
+            float* totals = scratch_.totals + r * kPanel;
+            Vec total = load(totals);
+            if (maximum > old_maximum) {
+                const Vec factor = exp(splat(old_maximum - maximum));
+                total = mul(total, factor);
+                float* output = scratch_.output + r * channels_;
+                for (int64_t c = 0; c < channels_; c += kPanel) store(output + c, mul(load(output + c), factor));
+                scratch_.maxima[r] = maximum;
+            }
+            for (int64_t g = 0; g < kQuad; g++) {
+                Vec weight = zero();
+                if (is_seen[g]) {
+                    weight = exp(sub(scores[g], splat(maximum)));
+                    weight = masked(weight, begin - g * kPanel, position - g * kPanel, 0.0f);
+                    total = add(total, weight);
+                }
+                if constexpr (std::is_same_v<Input, float>)
+                    store(weights + g * kPanel, weight);
+                else
+                    store_bf16(weights + g * kPanel, weight);
+            }
+            store(totals, total);
+        }
+    }
+
+    // Lanes from `begin` to `end`, both included, stay; the others become `other`.
+    static Vec masked(Vec value, int64_t begin, int64_t end, float other) {
+        if (begin <= 0 && end >= kPanel - 1) return value;
+        alignas(64) static constexpr float lanes[kPanel] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        const Vec lane = load(lanes);
+        const float low = static_cast<float>(begin < 0 ? 0 : begin), high = static_cast<float>(end > 15 ? 15 : end);
+        value = select_less(lane, splat(low), splat(other), value);
+        return select_less(splat(high), lane, splat(other), value);
+    }
+
+    void mix(int64_t rows) {
+        const int64_t channel_block = call_.kv.group_bytes() / channels_ * kPanel;  // bytes of 16 channels in a group
+        Segment segments[kQuad];
+        for (int64_t panel = 0; panel < channels_ / kPanel; panel += kQuad) {
+            const int64_t left = channels_ / kPanel - panel, panels = left < kQuad ? left : kQuad;
+            for (int64_t g = 0; g < kQuad; g++) {
+                segments[g].first_input = g * kPanel;
+                segments[g].inputs = kPanel;
+                for (int64_t p = 0; p < panels; p++) segments[g].panels[p] = values_[g] + (panel + p) * channel_block;
+            }
+            ReadAhead nothing;
+            multiply(segments, kQuad, scratch_.weights, kKeyTile, scratch_.output + panel * kPanel, channels_, rows,
+                     panels, false, nothing);
+        }
+    }
+
+    void multiply(const Segment* segments, int64_t num_segments, const std::byte* x, int64_t x_stride, float* sums,
+                  int64_t sums_stride, int64_t rows, int64_t panels, bool is_first, ReadAhead& ahead) {
+#if KILOTRON_AMX
+        if constexpr (format == Format::bf16) {
+            accumulate_with_tiles(segments, num_segments, reinterpret_cast<const uint16_t*>(x), x_stride, sums,
+                                  sums_stride, rows, panels, is_first, ahead);
+            return;
+        }
+#endif
+        accumulate_vectors<format, false>(segments, num_segments, reinterpret_cast<const Input*>(x), x_stride, sums,
+                                          sums_stride, rows, panels, is_first, ahead);
+    }
+
+    void store_results() {
+        for (int64_t r = 0; r < tokens_ * group_; r++) {
+            const float total = sum(load(scratch_.totals + r * kPanel));
+            const int64_t token = row_.first_token + first_ + r / group_, head = head_ * group_ + r % group_;
+            auto* to = static_cast<Item*>(call_.result) + (token * call_.query_heads + head) * call_.kv.channels;
+            for (int64_t c = 0; c < call_.kv.channels; c += kPanel)
+                write_some<Type>(to + c, div(load(scratch_.output + r * channels_ + c), splat(total)),
+                                 call_.kv.channels - c);
+        }
+    }
+
+    const AttentionCall& call_;
+    const AttentionRow& row_;
+    int64_t head_, first_, tokens_, group_, channels_;
+    AttentionScratch& scratch_;
+    const std::byte* keys_[kQuad];
+    const std::byte* values_[kQuad];
+};
+
+static void run_attention(const AttentionCall& call, Workspace& workspace, int threads) {
+    const int64_t group = call.query_heads / call.kv.heads;
+    const int64_t tokens_per_task = group < kQueryRows ? kQueryRows / group : 1;
+    const int64_t scratch_rows = tokens_per_task * group, channels = call.kv.padded_channels();
+    const int64_t scratch_bytes = round_up(AttentionScratch::size(scratch_rows, channels), 4096);
+    std::byte* memory = workspace.reserve(Workspace::kPerThread, threads * scratch_bytes);
+    int64_t num_tasks = 0;
+    for (int64_t r = 0; r < call.num_rows; r++) num_tasks += divide_up(call.rows[r].num_new, tokens_per_task);
+    num_tasks *= call.kv.heads;
+    WorkRanges tasks(num_tasks, threads);
+    run_threads(threads, [&](int thread) {
+        AttentionScratch scratch(memory + thread * scratch_bytes, scratch_rows, channels);
+        for (int64_t task; (task = tasks.take(thread)) >= 0;) {
+            int64_t within = task / call.kv.heads;
+            const AttentionRow* row = call.rows;
+            while (within >= divide_up(row->num_new, tokens_per_task)) {
+                within -= divide_up(row->num_new, tokens_per_task);
+                row++;
+            }
+            const int64_t first = within * tokens_per_task, left = row->num_new - first;
+            const int64_t tokens = left < tokens_per_task ? left : tokens_per_task;
+            with_type(call.kv.dtype, [&](auto type) {
+                AttentionTask<decltype(type)>(call, *row, task % call.kv.heads, first, tokens, scratch).run();
+            });
+        }
+    });
+}
+
+}  // namespace kilotron::KILOTRON_ISA

@@ -1,0 +1,182 @@
+// Norms, and the rotation of queries and keys on their way into the cache.
+#pragma once
+#include <cmath>
+
+#include "simd.hpp"
+#include "threads.hpp"
+
+namespace kilotron::KILOTRON_ISA {
+
+// Below so many numbers a second thread costs more than it saves.
+constexpr int64_t kFewNumbers = 16384;
+
+template <typename Call, typename Row>
+static void for_norm_rows(const Call& call, int threads, const Row& row) {
+    const int64_t count = call.outer * call.inner;
+    const int64_t chunk = divide_up(kFewNumbers, 4 * call.size);
+    if (count * call.size < kFewNumbers) threads = 1;
+    WorkRanges chunks(divide_up(count, chunk), threads);
+    run_threads(threads, [&](int thread) {
+        for (int64_t taken; (taken = chunks.take(thread)) >= 0;)
+            for (int64_t r = taken * chunk; r < count && r < (taken + 1) * chunk; r++)
+                row(r, r / call.inner * call.outer_stride + r % call.inner * call.inner_stride);
+    });
+}
+
+// Sums f(x) over a row, 16 lanes apart until the end; the order depends on the size alone.
+template <typename Type, typename Function>
+static float sum_over(const typename Type::Item* x, int64_t size, const Function& f) {
+    Vec sums[4] = {zero(), zero(), zero(), zero()};
+    int64_t i = 0;
+    for (; i + 4 * kPanel <= size; i += 4 * kPanel)
+        for (int lane = 0; lane < 4; lane++) sums[lane] = f(sums[lane], Type::read(x + i + lane * kPanel), kPanel);
+    for (; i < size; i += kPanel) {
+        const int64_t left = size - i < kPanel ? size - i : kPanel;
+        sums[0] = f(sums[0], read_some<Type>(x + i, left), left);
+    }
+    return sum(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
+}
+
+static void run_rms_norm(const NormCall& call, int threads) {
+    with_type(call.dtype, [&](auto type) {
+        using Type = decltype(type);
+        using Item = typename Type::Item;
+        for_norm_rows(call, threads, [&](int64_t row, int64_t offset) {
+            const Item* x = static_cast<const Item*>(call.x) + offset;
+            const Item* weight = static_cast<const Item*>(call.weight);
+            Item* result = static_cast<Item*>(call.result) + row * call.size;
+            const float squares = sum_over<Type>(x, call.size, [](Vec s, Vec v, int64_t) { return fma(v, v, s); });
+            const Vec scale = splat(1.0f / std::sqrt(squares / static_cast<float>(call.size) + call.epsilon));
+            for (int64_t i = 0; i < call.size; i += kPanel) {
+                const int64_t left = call.size - i;
+                Vec value = mul(read_some<Type>(x + i, left), scale);
+                const Vec gain = add(read_some<Type>(weight + i, left), splat(call.weight_offset));
+                if (call.weight_offset == 0) {
+                    // As models are trained: rounded to the activations' type before the weight is applied.
+                    Item rounded[kPanel];
+                    Type::write(rounded, value);
+                    value = Type::read(rounded);
+                }
+                write_some<Type>(result + i, mul(value, gain), left);
+            }
+        });
+    });
+}
+
+static void run_layer_norm(const NormCall& call, int threads) {
+    with_type(call.dtype, [&](auto type) {
+        using Type = decltype(type);
+        using Item = typename Type::Item;
+        for_norm_rows(call, threads, [&](int64_t row, int64_t offset) {
+            const Item* x = static_cast<const Item*>(call.x) + offset;
+            Item* result = static_cast<Item*>(call.result) + row * call.size;
+            const auto size = static_cast<float>(call.size);
+            const float mean = sum_over<Type>(x, call.size, [](Vec s, Vec v, int64_t) { return add(s, v); }) / size;
+            const float squares = sum_over<Type>(x, call.size, [&](Vec s, Vec v, int64_t count) {
+                float deviations[kPanel];
+                store(deviations, sub(v, splat(mean)));
+                for (int64_t i = count; i < kPanel; i++) deviations[i] = 0;
+                const Vec deviation = load(deviations);
+                return fma(deviation, deviation, s);
+            });
+            const Vec scale = splat(1.0f / std::sqrt(squares / size + call.epsilon));
+            for (int64_t i = 0; i < call.size; i += kPanel) {
+                const int64_t left = call.size - i;
+                const Vec value = mul(sub(read_some<Type>(x + i, left), splat(mean)), scale);
+                const Vec gain = read_some<Type>(static_cast<const Item*>(call.weight) + i, left);
+                Vec shifted = mul(value, gain);
+                if (call.bias != nullptr)
+                    shifted = add(shifted, read_some<Type>(static_cast<const Item*>(call.bias) + i, left));
+                write_some<Type>(result + i, shifted, left);
+            }
+        });
+    });
+}
+
+// Rotates one head of one token from `from` to `to` (floats), half-split layout; the last channels are copied.
+template <typename Type>
+static void rotate_head(const AppendCall& call, int64_t token, const typename Type::Item* from, float* to) {
+    const int64_t half = call.half_rotated, channels = call.kv.channels;
+    const float* cosines = call.cosines + token * half;
+    const float* sines = call.sines + token * half;
+    for (int64_t c = 0; c < half; c += kPanel) {
+        const int64_t left = half - c;
+        const Vec first = read_some<Type>(from + c, left), second = read_some<Type>(from + half + c, left);
+        const Vec cosine = read_some<F32>(cosines + c, left), sine = read_some<F32>(sines + c, left);
+        write_some<F32>(to + c, sub(mul(first, cosine), mul(second, sine)), left);
+        write_some<F32>(to + half + c, add(mul(second, cosine), mul(first, sine)), left);
+    }
+    for (int64_t c = 2 * half; c < channels; c += kPanel)
+        write_some<F32>(to + c, read_some<Type>(from + c, channels - c), channels - c);
+}
+
+template <typename Type>
+static const typename Type::Item* head_of(const Heads& heads, int64_t token, int64_t head) {
+    return static_cast<const typename Type::Item*>(heads.data) + token * heads.token_stride + head * heads.head_stride;
+}
+
+// Writes one key and one value to their slot. Who writes the first position of a group clears the group, so that what
+// an earlier owner left (a NaN, say) never meets a position that is still masked.
+template <typename Type>
+static void append_token(const AppendCall& call, int64_t token, int64_t head, float* rotated) {
+    using Item = typename Type::Item;
+    constexpr int64_t step = std::is_same_v<Type, BF16> ? 2 : 1;
+    const KVLayerView& kv = call.kv;
+    const int64_t slot = call.slots[token], offset = slot % kv.block_size, lane = offset % kPanel;
+    auto* keys = reinterpret_cast<Item*>(kv.keys(slot / kv.block_size, head, offset / kPanel));
+    auto* values = reinterpret_cast<Item*>(kv.values(slot / kv.block_size, head, offset / kPanel));
+    if (lane == 0) {
+        std::memset(keys, 0, kv.group_bytes());
+        std::memset(values, 0, kv.group_bytes());
+    }
+    const Item* key = head_of<Type>(call.keys, token, head);
+    const Item* value = head_of<Type>(call.values, token, head);
+    Item narrow[kPanel];
+    if (call.cosines != nullptr) rotate_head<Type>(call, token, key, rotated);
+    for (int64_t c = 0; c < kv.channels; c += kPanel) {
+        const int64_t left = kv.channels - c < kPanel ? kv.channels - c : kPanel;
+        if (call.cosines != nullptr)
+            Type::write(narrow, read_some<F32>(rotated + c, left));
+        else
+            std::memcpy(narrow, key + c, left * sizeof(Item));
+        for (int64_t i = 0; i < left; i++) keys[((c + i) / step * kPanel + lane) * step + (c + i) % step] = narrow[i];
+        Item* block = values + c * kPanel;
+        for (int64_t i = 0; i < left; i++) block[(lane / step * kPanel + i) * step + lane % step] = value[c + i];
+    }
+}
+
+template <typename Type>
+static void rotate_query(const AppendCall& call, int64_t token, int64_t head, float* rotated) {
+    using Item = typename Type::Item;
+    const Item* from = head_of<Type>(call.query, token, head);
+    auto* to = static_cast<Item*>(call.rotated_query) + (token * call.query.heads + head) * call.kv.channels;
+    if (call.cosines == nullptr) {
+        std::memcpy(to, from, call.kv.channels * sizeof(Item));
+        return;
+    }
+    rotate_head<Type>(call, token, from, rotated);
+    for (int64_t c = 0; c < call.kv.channels; c += kPanel)
+        write_some<Type>(to + c, read_some<F32>(rotated + c, call.kv.channels - c), call.kv.channels - c);
+}
+
+// Threads share the heads, not the tokens: two tokens may write to one group, which one of them clears.
+static void run_rotate_and_append(const AppendCall& call, int threads) {
+    const int64_t query_heads = call.query.heads, heads = query_heads + call.kv.heads;
+    if (call.tokens * heads * call.kv.channels < kFewNumbers) threads = 1;
+    WorkRanges work(heads, threads);
+    run_threads(threads, [&](int thread) {
+        float rotated[kMostChannels];
+        for (int64_t head; (head = work.take(thread)) >= 0;)
+            with_type(call.kv.dtype, [&](auto type) {
+                using Type = decltype(type);
+                for (int64_t token = 0; token < call.tokens; token++) {
+                    if (head < query_heads)
+                        rotate_query<Type>(call, token, head, rotated);
+                    else
+                        append_token<Type>(call, token, head - query_heads, rotated);
+                }
+            });
+    });
+}
+
+}  // namespace kilotron::KILOTRON_ISA

@@ -1,0 +1,9 @@
+#define KILOTRON_ISA avx512_bf16
+#define KILOTRON_AVX512 1
+#define KILOTRON_BF16 1
+#define KILOTRON_AMX 0
+#include "kernels.hpp"
+
+namespace kilotron {
+extern const Kernels kAvx512Bf16Kernels = KILOTRON_ISA::make_kernels("avx512_bf16");
+}

@@ -1,0 +1,446 @@
+// The Python module: checks every argument, then calls the kernels of the chosen instruction set without the GIL.
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+#include <omp.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "arrays.hpp"
+#include "packing.hpp"
+#include "workspace.hpp"
+
+namespace nb = nanobind;
+
+namespace kilotron {
+
+namespace {
+
+constexpr int kMostThreads = 256;     // as in threads.hpp
+constexpr int64_t kLargestGroup = 1024;  // as kDecodeChunk in linear.hpp
+
+// Tiles must be asked for once per process (Linux: ARCH_REQ_XCOMP_PERM, feature 18); the system may refuse.
+bool may_use_tiles() {
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+// __builtin_cpu_supports knows no AMX in gcc 12: leaf 7, EDX bits 22 (bf16) and 24 (tiles).
+bool has_tiles() {
+    uint32_t a = 7, b = 0, c = 0, d = 0;
+    __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+    return (d >> 22 & 1) != 0 && (d >> 24 & 1) != 0 && may_use_tiles();
+}
+
+bool is_supported(const Kernels& kernels) {
+    __builtin_cpu_init();
+    const bool avx2 =
+        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    if (&kernels == &kAvx2Kernels) return avx2;
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (&kernels == &kAvx512Kernels) return avx512;
+    const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+    if (&kernels == &kAmxKernels) return bf16 && has_tiles();
+    return bf16;
+}
+
+// Best first; the emulation is for tests.
+const std::vector<const Kernels*>& all_kernels() {
+    static const std::vector<const Kernels*> all{&kAmxKernels, &kAvx512Bf16Kernels, &kAvx512Kernels, &kAvx2Kernels,
+                                                 &kAmxEmulatedKernels};
+    return all;
+}
+
+std::vector<std::string> supported_isas() {
+    std::vector<std::string> names;
+    for (const Kernels* kernels : all_kernels())
+        if (is_supported(*kernels)) names.emplace_back(kernels->name);
+    return names;
+}
+
+const Kernels& find_kernels(const std::string& isa) {
+    for (const Kernels* kernels : all_kernels())
+        if (kernels->name == isa && is_supported(*kernels)) return *kernels;
+    throw nb::value_error(("instruction set " + isa + " is unknown or does not run on this machine").c_str());
+}
+
+Activation activation_of(const std::optional<std::string>& name) {
+    if (!name) return Activation::none;
+    if (*name == "silu") return Activation::silu;
+    if (*name == "gelu") return Activation::gelu;
+    if (*name == "gelu_tanh") return Activation::gelu_tanh;
+    if (*name == "relu") return Activation::relu;
+    throw nb::value_error(("activation " + *name + " is unknown").c_str());
+}
+
+void check_threads(int threads) {
+    if (threads < 1 || threads > kMostThreads)
+        throw nb::value_error(("threads must be within 1 and " + std::to_string(kMostThreads)).c_str());
+}
+
+void check_gate(int64_t outputs, bool is_gated) {
+    if (is_gated && outputs % 2 != 0) refuse("weight", "an even number of outputs, half of them gates");
+}
+
+std::vector<float> bias_of(nb::handle bias, int64_t outputs) {
+    if (bias.is_none()) return {};
+    const Array array(bias, "bias", 1);
+    array.expect_kind(Kind::f32);
+    array.expect_shape(0, outputs);
+    return {array.as<float>(), array.as<float>() + outputs};
+}
+
+PackedMatrix pack_plain(nb::handle weight, nb::handle bias, const std::optional<std::string>& activation, bool is_gated,
+                        int threads) {
+    const Array array(weight, "weight", 2);
+    const PlainWeight plain{array.data, array.dtype(), array.shape[0], array.shape[1], array.strides[0]};
+    check_gate(plain.outputs, is_gated);
+    check_threads(threads);
+    const std::vector<float> biases = bias_of(bias, plain.outputs);
+    const Activation kind = activation_of(activation);
+    nb::gil_scoped_release released;
+    return PackedMatrix::pack(plain, biases.empty() ? nullptr : biases.data(), kind, is_gated, threads);
+}
+
+PackedMatrix pack_quantized(nb::handle values, nb::handle scales, nb::handle zeros, int bits, nb::handle bias,
+                            const std::optional<std::string>& activation, bool is_gated, int threads) {
+    const Array value_array(values, "values", 2), scale_array(scales, "scales", 2), zero_array(zeros, "zeros", 2);
+    const int64_t outputs = value_array.shape[0], inputs = value_array.shape[1], groups = scale_array.shape[1];
+    for (const Array* array : {&value_array, &scale_array, &zero_array}) array->expect_contiguous();
+    value_array.expect_kind(Kind::i8);
+    scale_array.expect_kind(Kind::f32);
+    scale_array.expect_shape(0, outputs);
+    zero_array.expect_kind(Kind::i8);
+    zero_array.expect_shape(0, outputs);
+    zero_array.expect_shape(1, groups);
+    if (bits != 4 && bits != 8) throw nb::value_error("bits must be 4 or 8");
+    const bool has_even_groups = groups >= 1 && inputs % groups == 0 && inputs / groups % kInputs == 0;
+    if (groups != 1 && (!has_even_groups || inputs / groups > kLargestGroup))
+        refuse("scales", "one group, or groups of a multiple of 32 and at most 1024 inputs");
+    const int8_t* zero = zero_array.as<int8_t>();
+    const int8_t largest = bits == 4 ? 16 : 0;
+    if (std::any_of(zero, zero + outputs * groups, [&](int8_t z) { return z < 0 || z > largest; }))
+        refuse("zeros", bits == 4 ? "values within 0 and 16" : "0 everywhere");
+    check_gate(outputs, is_gated);
+    check_threads(threads);
+    const std::vector<float> biases = bias_of(bias, outputs);
+    const Activation kind = activation_of(activation);
+    const QuantizedWeight weight{value_array.as<int8_t>(), scale_array.as<float>(), zero, outputs, inputs, groups, bits};
+    nb::gil_scoped_release released;
+    return PackedMatrix::pack(weight, biases.empty() ? nullptr : biases.data(), kind, is_gated, threads);
+}
+
+// One layer of a cache; all layers share its memory, which goes when the last of them does.
+struct KVLayer {
+    std::shared_ptr<Buffer> memory;
+    KVLayerView view;
+};
+
+std::vector<KVLayer> allocate_kv(int64_t num_layers, int64_t num_blocks, int64_t block_size, int64_t heads,
+                                 int64_t channels, const std::string& dtype) {
+    if (num_layers < 1 || num_blocks < 1 || block_size < 1 || heads < 1 || channels < 1 || channels > kMostChannels)
+        throw nb::value_error("the sizes of a KV cache must be positive, and channels at most 1024");
+    const DType type = dtype == "float32" ? DType::f32 : dtype == "float16" ? DType::f16 : DType::bf16;
+    if (type == DType::bf16 && dtype != "bfloat16")
+        throw nb::value_error(("dtype " + dtype + " of a KV cache is none of float32, float16, bfloat16").c_str());
+    KVLayerView view{nullptr, type, num_blocks, block_size, heads, channels};
+    const int64_t layer_bytes = view.block_bytes() * num_blocks;
+    auto memory = std::make_shared<Buffer>(num_layers * layer_bytes);
+    std::vector<KVLayer> layers;
+    for (int64_t layer = 0; layer < num_layers; layer++) {
+        view.data = memory->data() + layer * layer_bytes;
+        layers.push_back({memory, view});
+    }
+    return layers;
+}
+
+// The rows of one step: sizes and block tables, held for all layers.
+class StepRows {
+  public:
+    StepRows(nb::handle num_computed, nb::handle num_new, nb::handle block_table, int64_t block_size) {
+        const Array computed(num_computed, "num_computed", 1), fresh(num_new, "num_new", 1);
+        const Array table(block_table, "block_table", 2);
+        const int64_t count = computed.shape[0];
+        computed.expect_kind(Kind::i64);
+        fresh.expect_kind(Kind::i64);
+        fresh.expect_shape(0, count);
+        table.expect_kind(Kind::i64);
+        table.expect_shape(0, count);
+        if (block_size < 1) throw nb::value_error("block_size must be positive");
+        block_size_ = block_size;
+        blocks_.resize(count * table.shape[1]);
+        for (int64_t row = 0; row < count; row++) {
+            const int64_t old = computed.as<int64_t>()[row], added = fresh.as<int64_t>()[row];
+            if (old < 0 || added < 1 || old + added > table.shape[1] * block_size)
+                refuse("num_new", "positive sizes that fit the block table");
+            int32_t* blocks = blocks_.data() + row * table.shape[1];
+            for (int64_t b = 0; b < table.shape[1]; b++) {
+                const int64_t block = table.as<int64_t>()[row * table.strides[0] + b];
+                if (block < 0 || block > INT32_MAX) refuse("block_table", "block ids");
+                blocks[b] = static_cast<int32_t>(block);
+                last_block_ = std::max(last_block_, block);
+            }
+            rows_.push_back({num_tokens_, old, added, blocks, table.shape[1]});
+            num_tokens_ += added;
+        }
+    }
+    StepRows(const StepRows&) = delete;
+    StepRows& operator=(const StepRows&) = delete;
+
+    void check_against(const KVLayerView& kv) const {
+        if (last_block_ >= kv.num_blocks || block_size_ != kv.block_size)
+            refuse("rows", "blocks of this cache (" + std::to_string(kv.num_blocks) + " of " +
+                               std::to_string(kv.block_size) + " tokens)");
+    }
+    const std::vector<AttentionRow>& rows() const { return rows_; }
+    int64_t num_tokens() const { return num_tokens_; }
+
+  private:
+    std::vector<int32_t> blocks_;
+    std::vector<AttentionRow> rows_;
+    int64_t num_tokens_ = 0, last_block_ = 0, block_size_ = 0;
+};
+
+// The operations, on one instruction set. One call at a time: they share the memory between calls.
+class CpuKernels {
+  public:
+    CpuKernels(const std::string& isa, int threads) : kernels_(find_kernels(isa)) { set_threads(threads); }
+
+    std::string isa() const { return kernels_.name; }
+    int threads() const { return threads_; }
+    void set_threads(int threads) {
+        check_threads(threads);
+        threads_ = threads;
+    }
+
+    void linear(nb::handle x, const PackedMatrix& matrix, nb::handle residual, nb::handle result) {
+        const Array input(x, "x", 2), output(result, "result", 2);
+        const Matrix& view = matrix.view();
+        input.expect_shape(1, view.inputs);
+        check_compatible(view, input.dtype());
+        output.expect_shape(0, input.shape[0]);
+        output.expect_shape(1, view.outputs);
+        LinearCall call{&view, input.shape[0], input.data, input.strides[0], output.data, output.strides[0],
+                        nullptr, 0, input.dtype(), output.dtype()};
+        if (!residual.is_none()) {
+            const Array added(residual, "residual", 2);
+            added.expect_kind(output.kind);
+            added.expect_shape(0, input.shape[0]);
+            added.expect_shape(1, view.outputs);
+            call.residual = added.data;
+            call.residual_stride = added.strides[0];
+        }
+        if (call.rows == 0) return;
+        run([&] { kernels_.linear(&call, 1, workspace_, threads_); });
+    }
+
+    void rms_norm(nb::handle x, nb::handle weight, float epsilon, float weight_offset, nb::handle result) {
+        NormCall call = norm_call(x, weight, nb::none(), epsilon, result);
+        call.weight_offset = weight_offset;
+        run([&] { kernels_.rms_norm(call, threads_); });
+    }
+
+    void layer_norm(nb::handle x, nb::handle weight, nb::handle bias, float epsilon, nb::handle result) {
+        const NormCall call = norm_call(x, weight, bias, epsilon, result);
+        run([&] { kernels_.layer_norm(call, threads_); });
+    }
+
+    void rotate_and_append(nb::handle query, nb::handle keys, nb::handle values, nb::handle cosines, nb::handle sines,
+                           const KVLayer& kv, nb::handle slots, nb::handle result) {
+        const Array queries(query, "query", 3), key_array(keys, "keys", 3), value_array(values, "values", 3);
+        const Array slot_array(slots, "slots", 1), output(result, "result", 3);
+        const int64_t tokens = queries.shape[0], channels = kv.view.channels;
+        AppendCall call{};
+        call.kv = kv.view;
+        call.query = heads_of(queries, kv.view.dtype, tokens, queries.shape[1], channels);
+        call.keys = heads_of(key_array, kv.view.dtype, tokens, kv.view.heads, channels);
+        call.values = heads_of(value_array, kv.view.dtype, tokens, kv.view.heads, channels);
+        heads_of(output, kv.view.dtype, tokens, queries.shape[1], channels);
+        output.expect_contiguous();
+        call.rotated_query = output.data;
+        if (!cosines.is_none()) {
+            const Array cosine(cosines, "cos", 2), sine(sines, "sin", 2);
+            for (const Array* array : {&cosine, &sine}) {
+                array->expect_kind(Kind::f32);
+                array->expect_contiguous();
+                array->expect_shape(0, tokens);
+                array->expect_shape(1, cosine.shape[1]);
+            }
+            if (2 * cosine.shape[1] > channels) refuse("cos", "at most half as many columns as channels");
+            call.cosines = cosine.as<float>();
+            call.sines = sine.as<float>();
+            call.half_rotated = cosine.shape[1];
+        }
+        slot_array.expect_kind(Kind::i64);
+        slot_array.expect_contiguous();
+        slot_array.expect_shape(0, tokens);
+        call.slots = slot_array.as<int64_t>();
+        call.tokens = tokens;
+        const int64_t most = kv.view.num_blocks * kv.view.block_size;
+        if (std::any_of(call.slots, call.slots + tokens, [&](int64_t slot) { return slot < 0 || slot >= most; }))
+            refuse("slots", "places in this cache (" + std::to_string(most) + ")");
+        run([&] { kernels_.rotate_and_append(call, threads_); });
+    }
+
+    void paged_attention(nb::handle query, const KVLayer& kv, const StepRows& rows, float scale, int64_t window,
+                         float softcap, nb::handle result) {
+        const Array queries(query, "query", 3), output(result, "result", 3);
+        const int64_t heads = queries.shape[1];
+        rows.check_against(kv.view);
+        for (const Array* array : {&queries, &output}) {
+            heads_of(*array, kv.view.dtype, rows.num_tokens(), heads, kv.view.channels);
+            array->expect_contiguous();
+        }
+        if (heads % kv.view.heads != 0) refuse("query", "a multiple of the cache's heads");
+        if (window < 0) throw nb::value_error("window must be positive, or 0 for none");
+        const AttentionCall call{kv.view,     rows.rows().data(), static_cast<int64_t>(rows.rows().size()),
+                                 queries.data, output.data,        heads,
+                                 scale,       softcap,            window};
+        run([&] { kernels_.attention(call, workspace_, threads_); });
+    }
+
+    void mix_experts(nb::handle x, const std::vector<const PackedMatrix*>& gate_up,
+                     const std::vector<const PackedMatrix*>& down, nb::handle expert_ids, nb::handle expert_weights,
+                     nb::handle result) {
+        const Array input(x, "x", 2), ids(expert_ids, "expert_ids", 2), weights(expert_weights, "expert_weights", 2);
+        const Array output(result, "result", 2);
+        const int64_t tokens = input.shape[0], num_experts = static_cast<int64_t>(gate_up.size());
+        if (gate_up.empty() || gate_up.size() != down.size()) refuse("experts", "as many of one kind as of the other");
+        const std::vector<Matrix> up = views_of(gate_up, input.dtype()), back = views_of(down, input.dtype());
+        if (up[0].outputs != back[0].inputs || back[0].outputs != up[0].inputs)
+            refuse("experts", "sizes that fit each other");
+        input.expect_shape(1, up[0].inputs);
+        ids.expect_kind(Kind::i64);
+        ids.expect_contiguous();
+        ids.expect_shape(0, tokens);
+        weights.expect_kind(Kind::f32);
+        weights.expect_contiguous();
+        weights.expect_shape(0, tokens);
+        weights.expect_shape(1, ids.shape[1]);
+        output.expect_kind(input.kind);
+        output.expect_contiguous();
+        output.expect_shape(0, tokens);
+        output.expect_shape(1, up[0].inputs);
+        const int64_t* id = ids.as<int64_t>();
+        if (std::any_of(id, id + tokens * ids.shape[1], [&](int64_t e) { return e < 0 || e >= num_experts; }))
+            refuse("expert_ids", "numbers below " + std::to_string(num_experts));
+        if (tokens == 0) return;
+        const ExpertsCall call{up.data(), back.data(), num_experts, input.data,   input.strides[0], id,
+                               weights.as<float>(), tokens, ids.shape[1], output.data, input.dtype()};
+        run([&] { kernels_.experts(call, workspace_, threads_); });
+    }
+
+  private:
+    template <typename Work>
+    void run(const Work& work) {
+        nb::gil_scoped_release released;
+        const std::scoped_lock lock(mutex_);
+        work();
+    }
+
+    static void check_compatible(const Matrix& matrix, DType dtype) {
+        const bool is_quantized = matrix.format == Format::i8 || matrix.format == Format::i4;
+        if (!is_quantized && matrix.format != format_of(dtype)) refuse("x", "the dtype of the packed weight");
+    }
+
+    static std::vector<Matrix> views_of(const std::vector<const PackedMatrix*>& packed, DType dtype) {
+        std::vector<Matrix> views;
+        for (const PackedMatrix* matrix : packed) {
+            const Matrix& view = matrix->view();
+            check_compatible(view, dtype);
+            const Matrix& first = packed[0]->view();
+            if (view.inputs != first.inputs || view.outputs != first.outputs || view.format != first.format)
+                refuse("experts", "equal sizes and formats");
+            views.push_back(view);
+        }
+        return views;
+    }
+
+    static Heads heads_of(const Array& array, DType dtype, int64_t tokens, int64_t heads, int64_t channels) {
+        if (array.dtype() != dtype) refuse("query, keys and values", "the dtype of the cache");
+        array.expect_shape(0, tokens);
+        array.expect_shape(1, heads);
+        array.expect_shape(2, channels);
+        return {array.data, array.strides[0], array.strides[1], heads};
+    }
+
+    static NormCall norm_call(nb::handle x, nb::handle weight, nb::handle bias, float epsilon, nb::handle result) {
+        const Array input(x, "x", 3), gain(weight, "weight", 1), output(result, "result", 3);
+        NormCall call{};
+        call.x = input.data;
+        call.outer = input.shape[0];
+        call.inner = input.shape[1];
+        call.size = input.shape[2];
+        call.outer_stride = input.strides[0];
+        call.inner_stride = input.strides[1];
+        call.epsilon = epsilon;
+        call.dtype = input.dtype();
+        gain.expect_kind(input.kind);
+        gain.expect_shape(0, call.size);
+        call.weight = gain.data;
+        if (!bias.is_none()) {
+            const Array shift(bias, "bias", 1);
+            shift.expect_kind(input.kind);
+            shift.expect_shape(0, call.size);
+            call.bias = shift.data;
+        }
+        output.expect_kind(input.kind);
+        output.expect_contiguous();
+        for (int axis = 0; axis < 3; axis++) output.expect_shape(axis, input.shape[axis]);
+        call.result = output.data;
+        return call;
+    }
+
+    const Kernels& kernels_;
+    int threads_ = 1;
+    Workspace workspace_;
+    std::mutex mutex_;
+};
+
+}  // namespace
+
+}  // namespace kilotron
+
+NB_MODULE(_native, m) {
+    using namespace kilotron;
+    m.doc() = "Kernels for CPUs. Arguments are checked here; see kernels/cpu/backend.py for what they mean.";
+    m.def("supported_isas", &supported_isas);
+    nb::class_<PackedMatrix>(m, "PackedMatrix")
+        .def_prop_ro("num_bytes", &PackedMatrix::bytes)
+        .def_prop_ro("outputs", [](const PackedMatrix& packed) { return packed.view().outputs; })
+        .def_prop_ro("inputs", [](const PackedMatrix& packed) { return packed.view().inputs; });
+    m.def("pack_plain", &pack_plain, nb::arg("weight"), nb::arg("bias").none(), nb::arg("activation").none(),
+          nb::arg("is_gated"), nb::arg("threads"));
+    m.def("pack_quantized", &pack_quantized, nb::arg("values"), nb::arg("scales"), nb::arg("zeros"), nb::arg("bits"),
+          nb::arg("bias").none(), nb::arg("activation").none(), nb::arg("is_gated"), nb::arg("threads"));
+    nb::class_<KVLayer>(m, "KVLayer").def_prop_ro("num_bytes", [](const KVLayer& layer) {
+        return layer.view.block_bytes() * layer.view.num_blocks;
+    });
+    m.def("allocate_kv", &allocate_kv, nb::arg("num_layers"), nb::arg("num_blocks"), nb::arg("block_size"),
+          nb::arg("heads"), nb::arg("channels"), nb::arg("dtype"));
+    nb::class_<StepRows>(m, "StepRows")
+        .def(nb::init<nb::handle, nb::handle, nb::handle, int64_t>(), nb::arg("num_computed"), nb::arg("num_new"),
+             nb::arg("block_table"), nb::arg("block_size"));
+    nb::class_<CpuKernels>(m, "CpuKernels")
+        .def(nb::init<const std::string&, int>(), nb::arg("isa"), nb::arg("threads"))
+        .def_prop_ro("isa", &CpuKernels::isa)
+        .def_prop_rw("threads", &CpuKernels::threads, &CpuKernels::set_threads)
+        .def("linear", &CpuKernels::linear, nb::arg("x"), nb::arg("matrix"), nb::arg("residual").none(),
+             nb::arg("result"))
+        .def("rms_norm", &CpuKernels::rms_norm)
+        .def("layer_norm", &CpuKernels::layer_norm, nb::arg("x"), nb::arg("weight"), nb::arg("bias").none(),
+             nb::arg("epsilon"), nb::arg("result"))
+        .def("rotate_and_append", &CpuKernels::rotate_and_append, nb::arg("query"), nb::arg("keys"), nb::arg("values"),
+             nb::arg("cosines").none(), nb::arg("sines").none(), nb::arg("kv"), nb::arg("slots"), nb::arg("result"))
+        .def("paged_attention", &CpuKernels::paged_attention)
+        .def("mix_experts", &CpuKernels::mix_experts);
+}

@@ -1,0 +1,13 @@
+#include "workspace.hpp"
+
+namespace kilotron {
+
+std::byte* Workspace::reserve(Use use, size_t bytes) {
+    if (buffers_[use].size() < bytes) {
+        buffers_[use] = Buffer();
+        buffers_[use] = Buffer(bytes + bytes / 4);
+    }
+    return buffers_[use].data();
+}
+
+}  // namespace kilotron
