@@ -18,24 +18,23 @@ struct Segment {
     const uint8_t* offsets[kQuad];
 };
 
-// Memory that will be needed soon, read ahead line by line while something else is computed: a stretch of `bytes` in
-// each of some panels.
+// Memory that will be needed soon, read ahead line by line while something else is computed: a stretch of `bytes` at
+// each of some places.
 struct ReadAhead {
-    const std::byte* next = nullptr;
-    const std::byte* end = nullptr;
+    const std::byte* places[kQuad];
+    int64_t num_places = 0;
     int64_t bytes = 0;
-    int64_t panel_stride = 0;
-    int64_t panels_left = 0;
+    int64_t place = 0;
+    int64_t done = 0;  // bytes of the present place
 
     KILOTRON_INLINE void lines(int count) {
-        for (int line = 0; line < count; line++, next += 64) {
-            if (next >= end) {
-                if (panels_left == 0) return;
-                panels_left--;
-                next = end + (panel_stride - bytes);
-                end = next + bytes;
+        for (int line = 0; line < count && place < num_places; line++) {
+            _mm_prefetch((const char*)places[place] + done, _MM_HINT_T1);
+            done += 64;
+            if (done >= bytes) {
+                done = 0;
+                place++;
             }
-            _mm_prefetch((const char*)next, _MM_HINT_T1);
         }
     }
 };

@@ -25,8 +25,8 @@ class AttentionScratch {
         output = reinterpret_cast<float*>(take(rows * channels * 4));
         totals = reinterpret_cast<float*>(take(rows * kPanel * 4));
         maxima = reinterpret_cast<float*>(take(rows * 4));
-        keys = take(kKeyTile * channels * 4);
-        values = take(kKeyTile * channels * 4);
+        keys = take(2 * kKeyTile * channels * 4);
+        values = take(2 * kKeyTile * channels * 4);
         bytes = next - memory;
     }
 
@@ -40,7 +40,7 @@ class AttentionScratch {
     float* output;       // [rows][channels]
     float* totals;       // [rows][16], sums of weights lane by lane
     float* maxima;       // [rows]
-    std::byte* keys;     // a tile gathered from blocks that do not hold whole groups
+    std::byte* keys;     // two tiles gathered from blocks that do not hold whole groups
     std::byte* values;
     int64_t bytes;
 };
@@ -67,20 +67,32 @@ class AttentionTask {
         std::memset(scratch_.totals, 0, rows * kPanel * sizeof(float));
         for (int64_t r = 0; r < rows; r++) scratch_.maxima[r] = -INFINITY;
         const int64_t last_position = row_.num_computed + first_ + tokens_ - 1;
-        for (int64_t tile = first_tile(); tile * kKeyTile <= last_position; tile++) {
-            locate(tile, last_position);
-            score(rows);
+        const int64_t first_tile = find_first_tile(), last_tile = last_position / kKeyTile;
+        Tile present = locate(first_tile, head_, last_position);
+        for (int64_t tile = first_tile; tile <= last_tile; tile++) {
+            // After the last tile the next head's first one: the same thread most likely computes that.
+            const bool is_last = tile == last_tile;
+            const int64_t next_head = head_ + 1 < call_.kv.heads ? head_ + 1 : head_;
+            const Tile next = is_last ? locate(first_tile, next_head, last_position) : locate(tile + 1, head_, last_position);
+            score(present, next, rows);
             weigh(tile, rows);
-            mix(rows);
+            mix(present, next, rows);
+            present = next;
         }
         store_results();
     }
 
   private:
+    // 64 positions: four groups of 16 keys, and of 16 values.
+    struct Tile {
+        const std::byte* keys[kQuad];
+        const std::byte* values[kQuad];
+    };
+
     int64_t position_of(int64_t r) const { return row_.num_computed + first_ + r / group_; }
 
     // Tiles before it are outside of every query's window.
-    int64_t first_tile() const {
+    int64_t find_first_tile() const {
         if (call_.window == 0) return 0;
         const int64_t first_seen = row_.num_computed + first_ - call_.window + 1;
         return first_seen > 0 ? first_seen / kKeyTile : 0;
@@ -106,45 +118,50 @@ class AttentionTask {
         }
     }
 
-    // Finds the tile's four groups of 16 positions. Groups beyond the last position are the null block's: zeros.
-    void locate(int64_t tile, int64_t last_position) {
+    // Finds the tile's groups. Those beyond the last position are the null block's: zeros.
+    Tile locate(int64_t tile, int64_t head, int64_t last_position) {
         const KVLayerView& kv = call_.kv;
+        Tile found;
+        half_ = 1 - half_;
         for (int64_t g = 0; g < kQuad; g++) {
             const int64_t position = tile * kKeyTile + g * kPanel;
-            if (position > last_position) {
-                keys_[g] = kv.keys(0, head_, 0);
-                values_[g] = kv.values(0, head_, 0);
-            } else if (kv.block_size % kPanel == 0) {
-                const int64_t block = row_.blocks[position / kv.block_size];
-                const int64_t group = position % kv.block_size / kPanel;
-                keys_[g] = kv.keys(block, head_, group);
-                values_[g] = kv.values(block, head_, group);
-            } else {
-                gather(g, position, last_position);
+            int64_t block = 0, group = 0;
+            if (position <= last_position) {
+                if (kv.block_size % kPanel != 0) {
+                    gather(half_ * kQuad + g, position, head, last_position, found.keys[g], found.values[g]);
+                    continue;
+                }
+                block = row_.blocks[position / kv.block_size];
+                group = position % kv.block_size / kPanel;
             }
+            found.keys[g] = kv.keys(block, head, group);
+            found.values[g] = kv.values(block, head, group);
         }
+        return found;
     }
 
-    // Copies 16 positions from blocks that are no multiple of 16 long into a group of their own.
-    void gather(int64_t g, int64_t first, int64_t last_position) {
+    // Copies 16 positions from blocks that do not hold whole groups into a group of their own.
+    void gather(int64_t place, int64_t first, int64_t head, int64_t last_position, const std::byte*& found_keys,
+                const std::byte*& found_values) {
         const KVLayerView& kv = call_.kv;
         constexpr int64_t step = format == Format::bf16 ? 2 : 1;  // inputs that lie side by side
-        auto* keys = reinterpret_cast<Item*>(scratch_.keys + g * kv.group_bytes());
-        auto* values = reinterpret_cast<Item*>(scratch_.values + g * kv.group_bytes());
+        auto* keys = reinterpret_cast<Item*>(scratch_.keys + place * kv.group_bytes());
+        auto* values = reinterpret_cast<Item*>(scratch_.values + place * kv.group_bytes());
         std::memset(keys, 0, kv.group_bytes());
         std::memset(values, 0, kv.group_bytes());
         for (int64_t lane = 0; lane < kPanel && first + lane <= last_position; lane++) {
             const int64_t block = row_.blocks[(first + lane) / kv.block_size], offset = (first + lane) % kv.block_size;
             const int64_t from = offset % kPanel;
-            const auto* block_keys = reinterpret_cast<const Item*>(kv.keys(block, head_, offset / kPanel));
-            const auto* block_values = reinterpret_cast<const Item*>(kv.values(block, head_, offset / kPanel));
+            const auto* block_keys = reinterpret_cast<const Item*>(kv.keys(block, head, offset / kPanel));
+            const auto* block_values = reinterpret_cast<const Item*>(kv.values(block, head, offset / kPanel));
             for (int64_t c = 0; c < channels_; c++) {
-                keys[(c / step * kPanel + lane) * step + c % step] = block_keys[(c / step * kPanel + from) * step + c % step];
+                const int64_t line = c / step * kPanel;
+                keys[(line + lane) * step + c % step] = block_keys[(line + from) * step + c % step];
                 values[value_index<step>(c, lane)] = block_values[value_index<step>(c, from)];
             }
         }
-        keys_[g] = reinterpret_cast<const std::byte*>(keys);
-        values_[g] = reinterpret_cast<const std::byte*>(values);
+        found_keys = reinterpret_cast<const std::byte*>(keys);
+        found_values = reinterpret_cast<const std::byte*>(values);
     }
 
     template <int64_t step>
@@ -152,13 +169,21 @@ class AttentionTask {
         return channel / kPanel * kPanel * kPanel + (lane / step * kPanel + channel % kPanel) * step + lane % step;
     }
 
-    void score(int64_t rows) {
+    ReadAhead read_ahead(const std::byte* const* groups) const {
+        ReadAhead ahead;
+        ahead.num_places = kQuad;
+        ahead.bytes = call_.kv.group_bytes();
+        for (int64_t g = 0; g < kQuad; g++) ahead.places[g] = groups[g];
+        return ahead;
+    }
+
+    void score(const Tile& tile, const Tile& next, int64_t rows) {
         Segment segment;
         segment.first_input = 0;
         segment.inputs = channels_;
-        for (int64_t g = 0; g < kQuad; g++) segment.panels[g] = keys_[g];
-        ReadAhead nothing;
-        multiply(&segment, 1, scratch_.query, channels_, scratch_.scores, kKeyTile, rows, kQuad, true, nothing);
+        for (int64_t g = 0; g < kQuad; g++) segment.panels[g] = tile.keys[g];
+        ReadAhead ahead = read_ahead(next.keys);
+        multiply(&segment, 1, scratch_.query, channels_, scratch_.scores, kKeyTile, rows, kQuad, true, ahead);
     }
 
     // Scores to weights of the online softmax; rescales what was summed under a lower maximum.
@@ -214,19 +239,19 @@ class AttentionTask {
         return select_less(splat(high), lane, splat(other), value);
     }
 
-    void mix(int64_t rows) {
+    void mix(const Tile& tile, const Tile& next, int64_t rows) {
         const int64_t channel_block = call_.kv.group_bytes() / channels_ * kPanel;  // bytes of 16 channels in a group
         Segment segments[kQuad];
+        ReadAhead ahead = read_ahead(next.values);
         for (int64_t panel = 0; panel < channels_ / kPanel; panel += kQuad) {
             const int64_t left = channels_ / kPanel - panel, panels = left < kQuad ? left : kQuad;
             for (int64_t g = 0; g < kQuad; g++) {
                 segments[g].first_input = g * kPanel;
                 segments[g].inputs = kPanel;
-                for (int64_t p = 0; p < panels; p++) segments[g].panels[p] = values_[g] + (panel + p) * channel_block;
+                for (int64_t p = 0; p < panels; p++) segments[g].panels[p] = tile.values[g] + (panel + p) * channel_block;
             }
-            ReadAhead nothing;
             multiply(segments, kQuad, scratch_.weights, kKeyTile, scratch_.output + panel * kPanel, channels_, rows,
-                     panels, false, nothing);
+                     panels, false, ahead);
         }
     }
 
@@ -258,8 +283,7 @@ class AttentionTask {
     const AttentionRow& row_;
     int64_t head_, first_, tokens_, group_, channels_;
     AttentionScratch& scratch_;
-    const std::byte* keys_[kQuad];
-    const std::byte* values_[kQuad];
+    int64_t half_ = 0;  // where the next gathered tile goes: two are in use at a time
 };
 
 static void run_attention(const AttentionCall& call, Workspace& workspace, int threads) {

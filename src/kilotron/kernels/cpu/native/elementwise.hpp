@@ -1,6 +1,7 @@
 // Norms, and the rotation of queries and keys on their way into the cache.
 #pragma once
 #include <cmath>
+#include <type_traits>
 
 #include "simd.hpp"
 #include "threads.hpp"
@@ -115,33 +116,81 @@ static const typename Type::Item* head_of(const Heads& heads, int64_t token, int
     return static_cast<const typename Type::Item*>(heads.data) + token * heads.token_stride + head * heads.head_stride;
 }
 
-// Writes one key and one value to their slot. Who writes the first position of a group clears the group, so that what
-// an earlier owner left (a NaN, say) never meets a position that is still masked.
+// Keys of consecutive lanes into their group: an input's 16 positions lie side by side.
 template <typename Type>
-static void append_token(const AppendCall& call, int64_t token, int64_t head, float* rotated) {
+static void write_keys(const typename Type::Item* rows, int64_t stride, int64_t count, int64_t channels, int64_t lane,
+                       std::byte* group) {
+    // Pairs of bf16 move as one unit; an odd last channel has a zero beside it.
+    using Unit = std::conditional_t<std::is_same_v<Type, F16>, uint16_t, uint32_t>;
+    constexpr int64_t items = sizeof(Unit) / sizeof(typename Type::Item);
+    auto* to = reinterpret_cast<Unit*>(group) + lane;
+    for (int64_t unit = 0; unit < divide_up(channels, items); unit++)
+        for (int64_t i = 0; i < count; i++)
+            std::memcpy(to + unit * kPanel + i, rows + i * stride + unit * items, sizeof(Unit));
+}
+
+// One value into its group: 16 channels lie side by side, for bf16 with those of the neighbouring position between.
+template <typename Type>
+static void write_value(const typename Type::Item* value, int64_t channels, int64_t lane, std::byte* group) {
     using Item = typename Type::Item;
-    constexpr int64_t step = std::is_same_v<Type, BF16> ? 2 : 1;
+    for (int64_t c = 0; c < channels; c += kPanel) {
+        const int64_t left = channels - c < kPanel ? channels - c : kPanel;
+        auto* block = reinterpret_cast<Item*>(group) + c * kPanel;
+        if constexpr (std::is_same_v<Type, BF16>) {
+            uint16_t part[kPanel] = {};
+            std::memcpy(part, value + c, left * sizeof(Item));
+            uint16_t* line = block + lane / 2 * 2 * kPanel;
+            const IntVec fresh = widen_u16(part), before = load_int(line);
+            store_int(line, lane % 2 ? bit_or(bit_and(before, splat_int(0xffff)), shift_left<16>(fresh))
+                                     : bit_or(bit_and(before, splat_int(-65536)), fresh));
+        } else {
+            std::memcpy(block + lane * kPanel, value + c, left * sizeof(Item));
+        }
+    }
+}
+
+// Writes keys and values of tokens whose slots follow each other within one group. Who writes the first position of a
+// group clears it, so that what an earlier owner left (a NaN, say) never meets a position that is still masked.
+template <typename Type>
+static void append_run(const AppendCall& call, int64_t token, int64_t count, int64_t head) {
+    using Item = typename Type::Item;
     const KVLayerView& kv = call.kv;
     const int64_t slot = call.slots[token], offset = slot % kv.block_size, lane = offset % kPanel;
-    auto* keys = reinterpret_cast<Item*>(kv.keys(slot / kv.block_size, head, offset / kPanel));
-    auto* values = reinterpret_cast<Item*>(kv.values(slot / kv.block_size, head, offset / kPanel));
+    std::byte* keys = kv.keys(slot / kv.block_size, head, offset / kPanel);
+    std::byte* values = kv.values(slot / kv.block_size, head, offset / kPanel);
     if (lane == 0) {
         std::memset(keys, 0, kv.group_bytes());
         std::memset(values, 0, kv.group_bytes());
     }
-    const Item* key = head_of<Type>(call.keys, token, head);
-    const Item* value = head_of<Type>(call.values, token, head);
-    Item narrow[kPanel];
-    if (call.cosines != nullptr) rotate_head<Type>(call, token, key, rotated);
-    for (int64_t c = 0; c < kv.channels; c += kPanel) {
-        const int64_t left = kv.channels - c < kPanel ? kv.channels - c : kPanel;
-        if (call.cosines != nullptr)
-            Type::write(narrow, read_some<F32>(rotated + c, left));
-        else
-            std::memcpy(narrow, key + c, left * sizeof(Item));
-        for (int64_t i = 0; i < left; i++) keys[((c + i) / step * kPanel + lane) * step + (c + i) % step] = narrow[i];
-        Item* block = values + c * kPanel;
-        for (int64_t i = 0; i < left; i++) block[(lane / step * kPanel + i) * step + lane % step] = value[c + i];
+    float rotated[kMostChannels];
+    Item rows[kPanel * kMostChannels];
+    const int64_t stride = kv.padded_channels();
+    for (int64_t i = 0; i < count; i++) {
+        const Item* key = head_of<Type>(call.keys, token + i, head);
+        Item* row = rows + i * stride;
+        if (call.cosines == nullptr) {
+            std::memcpy(row, key, kv.channels * sizeof(Item));
+        } else {
+            rotate_head<Type>(call, token + i, key, rotated);
+            for (int64_t c = 0; c < kv.channels; c += kPanel)
+                write_some<Type>(row + c, read_some<F32>(rotated + c, kv.channels - c), kv.channels - c);
+        }
+        if (kv.channels % 2) row[kv.channels] = 0;
+        write_value<Type>(head_of<Type>(call.values, token + i, head), kv.channels, lane + i, values);
+    }
+    write_keys<Type>(rows, stride, count, kv.channels, lane, keys);
+}
+
+template <typename Type>
+static void append_head(const AppendCall& call, int64_t head) {
+    const int64_t block_size = call.kv.block_size;
+    for (int64_t token = 0, count; token < call.tokens; token += count) {
+        const int64_t slot = call.slots[token], offset = slot % block_size;
+        const int64_t in_group = kPanel - offset % kPanel, in_block = block_size - offset;
+        const int64_t room = in_group < in_block ? in_group : in_block;
+        for (count = 1; count < room && token + count < call.tokens; count++)
+            if (call.slots[token + count] != slot + count) break;
+        append_run<Type>(call, token, count, head);
     }
 }
 
@@ -169,12 +218,8 @@ static void run_rotate_and_append(const AppendCall& call, int threads) {
         for (int64_t head; (head = work.take(thread)) >= 0;)
             with_type(call.kv.dtype, [&](auto type) {
                 using Type = decltype(type);
-                for (int64_t token = 0; token < call.tokens; token++) {
-                    if (head < query_heads)
-                        rotate_query<Type>(call, token, head, rotated);
-                    else
-                        append_token<Type>(call, token, head - query_heads, rotated);
-                }
+                if (head >= query_heads) return append_head<Type>(call, head - query_heads);
+                for (int64_t token = 0; token < call.tokens; token++) rotate_query<Type>(call, token, head, rotated);
             });
     });
 }

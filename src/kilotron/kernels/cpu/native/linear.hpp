@@ -94,10 +94,8 @@ class Quad {
         if (first_panel_ + first + kQuad > matrix_.num_panels) return ahead;
         const int64_t left = matrix_.padded_inputs - begin;
         ahead.bytes = panel_bytes(matrix_.format, left < kInputChunk ? left : kInputChunk);
-        ahead.panel_stride = panel_bytes(matrix_.format, matrix_.padded_inputs);
-        ahead.next = panel(first, begin);
-        ahead.end = ahead.next + ahead.bytes;
-        ahead.panels_left = kQuad - 1;
+        ahead.num_places = kQuad;
+        for (int64_t p = 0; p < kQuad; p++) ahead.places[p] = panel(first + p, begin);
         return ahead;
     }
 

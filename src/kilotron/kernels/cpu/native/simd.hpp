@@ -55,6 +55,7 @@ static inline IntVec shift_right(IntVec a) { return {_mm512_srli_epi32(a.v, N)};
 template <int N>
 static inline IntVec shift_right_signed(IntVec a) { return {_mm512_srai_epi32(a.v, N)}; }
 static inline IntVec load_int(const void* p) { return {_mm512_loadu_si512(p)}; }
+static inline void store_int(void* p, IntVec a) { _mm512_storeu_si512(p, a.v); }
 static inline IntVec widen_u16(const uint16_t* p) { return {_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p))}; }
 static inline IntVec widen_s8(const int8_t* p) { return {_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p))}; }
 static inline IntVec widen_u8(const uint8_t* p) { return {_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p))}; }
@@ -127,6 +128,10 @@ template <int N>
 static inline IntVec shift_right_signed(IntVec a) { return {_mm256_srai_epi32(a.lo, N), _mm256_srai_epi32(a.hi, N)}; }
 static inline IntVec load_int(const void* p) {
     return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)p + 1)};
+}
+static inline void store_int(void* p, IntVec a) {
+    _mm256_storeu_si256((__m256i*)p, a.lo);
+    _mm256_storeu_si256((__m256i*)p + 1, a.hi);
 }
 static inline IntVec widen_u16(const uint16_t* p) {
     return {_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)),
