@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from random import Random
 from typing import NamedTuple
 
 import torch
@@ -26,7 +25,6 @@ ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT / "tools"), str(ROOT / "tests")]
 
 import tiny_corpus  # noqa: E402 - tools are no package
-from parity.model_runner import BLOCK_SIZE, ModelRunner  # noqa: E402
 
 from kilotron.apis.assembly import BUNDLED_MODEL  # noqa: E402
 from kilotron.checkpoints.huggingface import HuggingFaceCheckpoint  # noqa: E402
@@ -36,6 +34,7 @@ from kilotron.models.quantization.rounding import Rounding  # noqa: E402
 from kilotron.models.registry import read_transformer_config  # noqa: E402
 from kilotron.models.weight_loading import load_weights  # noqa: E402
 from kilotron.tokenization import load_tokenizer  # noqa: E402
+from parity.model_runner import BLOCK_SIZE, ModelRunner  # noqa: E402
 
 CORPUS_SEED = 1_000_003
 MOST_TOKENS = 1000
@@ -65,10 +64,10 @@ class Loaded(NamedTuple):
 def read_texts(count: int) -> list[Text]:
     """Documents of a stream that training has not seen."""
     tokenizer = load_tokenizer(BUNDLED_MODEL)
-    stream: Iterator[tiny_corpus.Document] = tiny_corpus.documents(Random(CORPUS_SEED))
+    stream: Iterator[tiny_corpus.Document] = tiny_corpus.documents(CORPUS_SEED)
     texts = []
     for document in (next(stream) for _ in range(count)):
-        pieces = [(tokenizer.tokenize(text), learned) for text, learned in document]
+        pieces = [(tokenizer.tokenize(text), learned) for text, learned in (*document, (tiny_corpus.END, True))]
         token_ids = [token for ids, _ in pieces for token in ids][:MOST_TOKENS]
         texts.append(Text(token_ids, [learned for ids, learned in pieces for _ in ids][:MOST_TOKENS]))
     return texts
@@ -167,7 +166,9 @@ def main() -> None:
             model, seconds = load(Path(name), rounding)
             error = (compute_logits(model, probe) - wanted).abs() / wanted.std()
             errors = f"{error.mean().item():.4f}, {error.max().item():.3f}"
-            print(f"| {scheme} | {bits_per_weight(rounding)} | {perplexity:.4f} | {errors} | {seconds:.2f} |", flush=True)
+            print(
+                f"| {scheme} | {bits_per_weight(rounding)} | {perplexity:.4f} | {errors} | {seconds:.2f} |", flush=True
+            )
 
 
 if __name__ == "__main__":
