@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, device, dtype
@@ -77,35 +78,41 @@ def round_to_4_bits(groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     low, high = groups.amin(dim=1).clamp_(max=0), groups.amax(dim=1).clamp_(min=0)
     scales, zeros = _cover(low, high)
-    error = _fit_scales(groups, _round_to_steps(groups, scales, zeros), scales)[1]
+    error = _fit(groups, scales, zeros).error
     for part in CLIPPED_RANGES:
         other_scales, other_zeros = _cover(low * part, high * part)
-        other_error = _fit_scales(groups, _round_to_steps(groups, other_scales, other_zeros), other_scales)[1]
+        other_error = _fit(groups, other_scales, other_zeros).error
         is_better = other_error < error
         scales, zeros = torch.where(is_better, other_scales, scales), torch.where(is_better, other_zeros, zeros)
         error = torch.minimum(other_error, error)
-    steps = _round_to_steps(groups, scales, zeros)
-    return steps + zeros[:, None], _fit_scales(groups, steps, scales)[0], zeros
+    best = _fit(groups, scales, zeros)
+    return best.steps + zeros[:, None], best.scales, zeros
+
+
+class _Fit(NamedTuple):
+    """What a grid of 16 values makes of n groups."""
+
+    steps: Tensor
+    """[n, columns]; how many scales each rounded weight is away from 0."""
+    scales: Tensor
+    """[n]; those with the least square error for these steps."""
+    error: Tensor
+    """[n]; the square error with them, less the weights' own square (<= 0)."""
 
 
 def _cover(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Scales and zeros of the grids of 16 values that reach from low to high."""
-    scales = _without_zero((high - low) / MOST_4_BITS)
+    """Scales and zeros of the grids that reach from low to high."""
+    scales = _without_zero(high / MOST_4_BITS - low / MOST_4_BITS)
     return scales, (-low / scales).round_()
 
 
-def _round_to_steps(groups: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
-    """How many scales each weight is away from 0. Separate operations: torch's fused one takes longer than all four."""
-    values = (groups * (1 / scales)[:, None]).add_(zeros[:, None]).round_().clamp_(0, MOST_4_BITS)
-    return values.sub_(zeros[:, None])
-
-
-def _fit_scales(groups: Tensor, steps: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
-    """The scales with the least square error for these steps, and that error less the weights' own square (<= 0)."""
-    product = (groups * steps).sum(dim=1)
-    square = torch.linalg.vector_norm(steps, dim=1).square_()
-    fitted = torch.where(square == 0, scales, product / square)
-    return fitted, -product * fitted
+def _fit(groups: Tensor, scales: Tensor, zeros: Tensor) -> _Fit:
+    """Rounds to a grid. In plain operations: torch's fused ones (addcmul, aminmax) take longer than their parts."""
+    wanted = groups / scales[:, None]  # in scales, so that no weight is too large or small to be squared
+    steps = (wanted + zeros[:, None]).round_().clamp_(0, MOST_4_BITS).sub_(zeros[:, None])
+    product, square = (wanted * steps).sum(dim=1), torch.linalg.vector_norm(steps, dim=1).square_()
+    change = torch.where(square == 0, 1.0, product / square)
+    return _Fit(steps, scales * change, -product * change * scales * scales)
 
 
 def _without_zero(scales: Tensor) -> Tensor:
