@@ -4,7 +4,8 @@
 
 The perplexity is that of the bundled model on fresh text of the kind it was trained on (tools/tiny_corpus.py, a seed
 that training did not use), over the tokens that count as learned. The logit error is measured on a random Qwen3 with
-normally distributed weights, against the same model in bfloat16.
+normally distributed weights, against the same model in bfloat16, in standard deviations of its logits; the last line
+says how far bfloat16 itself is from float32.
 """
 
 import argparse
@@ -73,18 +74,18 @@ def read_texts(count: int) -> list[Text]:
     return texts
 
 
-def load(folder: Path, rounding: Rounding | None) -> Loaded:
-    """The model in bfloat16, its weights rounded; the reference backend dequantizes them to bfloat16."""
+def load(folder: Path, rounding: Rounding | None, dtype: torch.dtype = torch.bfloat16) -> Loaded:
+    """The model with its weights rounded; the reference backend dequantizes them to `dtype`."""
     with HuggingFaceCheckpoint.open(folder) as checkpoint:
         model = GPTModel(read_transformer_config(checkpoint.config), ReferenceBackend())
         start = time.process_time()
-        load_weights(model, checkpoint, torch.bfloat16, rounding=rounding)
+        load_weights(model, checkpoint, dtype, rounding=rounding)
         return Loaded(model, time.process_time() - start)
 
 
-def compute_logits(model: GPTModel, token_ids: list[int]) -> Tensor:
+def compute_logits(model: GPTModel, token_ids: list[int], dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """[tokens, vocabulary] float32"""
-    runner = ModelRunner(model, torch.bfloat16, num_blocks=2 + len(token_ids) // BLOCK_SIZE)
+    runner = ModelRunner(model, dtype, num_blocks=2 + len(token_ids) // BLOCK_SIZE)
     return runner.step({0: token_ids})[0]
 
 
@@ -137,6 +138,12 @@ def write_random_model(folder: Path, layers: int, hidden: int) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
+def describe_error(found: Tensor, wanted: Tensor) -> str:
+    """Mean and largest difference, in standard deviations of what is wanted."""
+    error = (found - wanted).abs() / wanted.std()
+    return f"{error.mean().item():.4f}, {error.max().item():.3f}"
+
+
 def bits_per_weight(rounding: Rounding | None) -> str:
     """As QuantizedWeight holds them once 4-bit values are packed: a float32 scale and a byte of zero for each group."""
     if rounding is None:
@@ -164,11 +171,11 @@ def main() -> None:
         for scheme, rounding in SCHEMES.items():
             perplexity = measure_perplexity(load(BUNDLED_MODEL, rounding).model, texts)
             model, seconds = load(Path(name), rounding)
-            error = (compute_logits(model, probe) - wanted).abs() / wanted.std()
-            errors = f"{error.mean().item():.4f}, {error.max().item():.3f}"
-            print(
-                f"| {scheme} | {bits_per_weight(rounding)} | {perplexity:.4f} | {errors} | {seconds:.2f} |", flush=True
-            )
+            errors = describe_error(compute_logits(model, probe), wanted)
+            row = (scheme, bits_per_weight(rounding), f"{perplexity:.4f}", errors, f"{seconds:.2f}")
+            print(f"| {' | '.join(row)} |", flush=True)
+        exact = compute_logits(load(Path(name), None, torch.float32).model, probe, torch.float32)
+        print(f"bfloat16 against float32: {describe_error(wanted, exact)}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Rounded weights are near the plain ones, exact where they can be, and only those that should be are rounded."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from kilotron.kernels.interface import QuantizedWeight
 from kilotron.kernels.reference.backend import ReferenceBackend
 from kilotron.models.gpt_model import GPTModel
 from kilotron.models.quantization.rounding import Rounding
+from kilotron.models.quantization.row_chunks import for_row_chunks
 from kilotron.models.quantization.stacking import rearrange_rows
 from kilotron.models.registry import read_transformer_config
 from kilotron.models.weight_loading import load_weights
@@ -166,3 +168,17 @@ def run(folder: Path, rounding: Rounding | None) -> ModelRunner:
         model = GPTModel(read_transformer_config(checkpoint.config), ReferenceBackend())
         load_weights(model, checkpoint, torch.float32, rounding=rounding)
     return ModelRunner(model, torch.float32)
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_every_row_is_worked_on_once_and_the_number_of_threads_stays(num_threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    visits = torch.zeros(10)
+    try:
+        for_row_chunks(lambda rows: visits[rows].add_(1), (10, 100), 250)
+        in_new_thread = ThreadPoolExecutor(1).submit(torch.get_num_threads).result()
+        assert torch.get_num_threads() == in_new_thread == num_threads
+    finally:
+        torch.set_num_threads(before)
+    assert visits.tolist() == [1.0] * 10

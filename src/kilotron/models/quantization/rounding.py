@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, device, dtype
 
 from kilotron.kernels.interface import QuantizedWeight, Weight
+from kilotron.models.quantization.row_chunks import for_row_chunks
 from kilotron.models.quantization.stored_matrix import KERNEL_GROUP_SIZES
 
 # Values worked on at once: float32 copies of so many stay in a core's cache (1.5 times the speed of 4 times as many).
@@ -42,13 +43,12 @@ class Rounding:
             return weight.to(device, dtype).contiguous()
         num_rows, num_columns = weight.shape
         group_size = self.fitting_group_size(num_columns) or num_columns
-        groups = (num_rows, num_columns // max(group_size, 1))
+        groups = (num_rows, num_columns // group_size)
         values = torch.empty(weight.shape, dtype=torch.int8, device=device)
         scales = torch.empty(groups, dtype=torch.float32, device=device)
         zeros = torch.zeros(groups, dtype=torch.int8, device=device)
-        step = max(CHUNK_VALUES // max(num_columns, 1), 1)
-        for start in range(0, num_rows, step):
-            rows = slice(start, start + step)
+
+        def round_rows(rows: slice) -> None:
             chunk = weight[rows].to(device, torch.float32).reshape(-1, group_size)
             if self.bits == 8:
                 chunk_values, chunk_scales = round_to_8_bits(chunk)
@@ -57,6 +57,8 @@ class Rounding:
                 zeros[rows] = chunk_zeros.view(-1, groups[1])
             values[rows] = chunk_values.view(-1, num_columns)
             scales[rows] = chunk_scales.view(-1, groups[1])
+
+        for_row_chunks(round_rows, (num_rows, num_columns), CHUNK_VALUES)
         return QuantizedWeight(values=values, scales=scales, zeros=zeros, bits=self.bits, dtype=dtype)
 
     def fitting_group_size(self, num_columns: int) -> int | None:

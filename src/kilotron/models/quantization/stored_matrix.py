@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, device, dtype
 
 from kilotron.kernels.interface import QuantizedWeight, Weight
+from kilotron.models.quantization.row_chunks import for_row_chunks
 
 FLOAT_DTYPES = ("F32", "BF16", "F16")
 # Group sizes that kernels have for 4 bits. Larger ones are told as several groups with one scale.
 KERNEL_GROUP_SIZES = (128, 64, 32)
 GROUP_MULTIPLE = 32
-CHUNK_VALUES = 1 << 20
+CHUNK_VALUES = 1 << 18
 
 Shape = tuple[int, ...]
 
@@ -141,13 +142,14 @@ def dequantize_blocks(
     In float32, rounded once; some rows at a time, so that no wide copy of the whole is made.
     """
     result = torch.empty(values.shape, dtype=dtype, device=values.device)
-    step = max(CHUNK_VALUES // max(values.shape[1], 1), 1)
-    for start in range(0, values.shape[0], step):
-        rows = slice(start, start + step)
+
+    def dequantize_rows(rows: slice) -> None:
         wide = values[rows].float()
         if zeros is not None:
             wide -= zeros[row_groups[rows]][:, column_groups]
         result[rows] = wide * scales[row_groups[rows]][:, column_groups]
+
+    for_row_chunks(dequantize_rows, values.shape, CHUNK_VALUES)
     return result
 
 
