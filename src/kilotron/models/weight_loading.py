@@ -23,7 +23,7 @@ from kilotron.models.layers.mixture_of_experts import ExpertLinear, Experts
 from kilotron.models.quantization.rounding import Rounding
 from kilotron.models.quantization.stacking import concatenate_rows, dequantized, rearrange_rows
 from kilotron.models.quantization.stored_matrix import PartSpec
-from kilotron.models.quantization.stored_weights import NamedTensors, StoredWeights
+from kilotron.models.quantization.stored_weights import PLAIN_DTYPES, NamedTensors, StoredWeights
 from kilotron.models.registry import find_architecture
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def load_weights(
     model.tie_output_layer(rounding)
     stored.tell_losses(dtype)
     used = expected.keys() | tied_duplicate
-    unused = (name for name in checkpoint.tensors if name not in used and not stored.is_companion(name))
+    unused = (name for name in checkpoint.tensors if name not in used and not stored.is_companion(name, used))
     leftovers = sorted(name for name in unused if not names.is_ignored(name))
     if leftovers:
         logger.warning("%d tensors of the checkpoint are not used: %s", len(leftovers), _shortened(leftovers, ", "))
@@ -165,7 +165,7 @@ def _check_tied_output(model: GPTModel, checkpoint: NamedTensors, names: WeightN
         return set()
     output = names.source_of(OUTPUT_WEIGHT, checkpoint.tensors).stacks[0][0]
     table = names.source_of("embedding.word_embeddings.weight", checkpoint.tensors).stacks[0][0]
-    if output not in checkpoint.tensors:
+    if output not in checkpoint.tensors or checkpoint.tensors[output].dtype not in PLAIN_DTYPES:
         return set()
     step = max(model.config.vocab_size // TIED_ROWS_COMPARED, 1)
     if not torch.equal(checkpoint.read(output)[::step], checkpoint.read(table)[::step]):

@@ -136,6 +136,30 @@ def test_a_plain_part_beside_quantized_ones_makes_all_of_them_plain(
     assert "4 quantized matrices were dequantized to torch.float32: side by side with" in caplog.text
 
 
+def test_a_last_group_that_is_not_full_makes_its_matrix_plain(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    quantized, plain = write_pair(tmp_path, LLAMA, gptq(4, 64))
+    assert torch.equal(logits_of(quantized), logits_of(plain))
+    assert "2 quantized matrices were dequantized to torch.float32: groups of 64 in 96 columns" in caplog.text
+    assert load(quantized).quantized_shapes() == 2 * [(128, 64), (64, 64), (192, 64)]
+
+
+def test_groups_longer_than_the_columns_are_one_group(tmp_path: Path) -> None:
+    quantized, plain = write_pair(tmp_path, LLAMA, gptq(4, 128))
+    assert torch.equal(logits_of(quantized), logits_of(plain))
+    assert len(load(quantized).quantized_shapes()) == 8
+
+
+def test_quantized_tensors_without_a_place_are_told(tmp_path: Path) -> None:
+    writer = STAYS["packed-4"]
+    tensors, _ = quantized_tensors(LLAMA, writer, plainly=("?",))
+    tensors["model.layers.9.mlp.up_proj.weight_packed"] = torch.zeros(1)
+    folder = write_folder(tmp_path / "model", LLAMA | {"quantization_config": writer.settings}, tensors)
+    with HuggingFaceCheckpoint.open(folder) as checkpoint:
+        model = GPTModel(read_transformer_config(checkpoint.config), ReferenceBackend())
+        leftovers = load_weights(model, checkpoint, torch.float32)
+    assert leftovers == ["model.layers.9.mlp.up_proj.weight_packed"]
+
+
 def test_activations_are_left_alone_and_that_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     writer = STAYS["int8-channel"]
     settings = compressed_settings(

@@ -22,6 +22,7 @@ class AwqFormat:
     """`MatrixFormat` of AWQ."""
 
     suffixes = frozenset(("qweight", "qzeros", "scales"))
+    unread_suffixes: frozenset[str] = frozenset()
     uses_activations = False
 
     def __init__(self, fields: ConfigFields) -> None:

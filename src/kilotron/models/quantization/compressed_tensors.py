@@ -67,9 +67,9 @@ class WeightScheme(NamedTuple):
 class CompressedTensorsFormat:
     """`MatrixFormat` of compressed-tensors."""
 
-    suffixes = frozenset(
-        "weight_packed weight_scale weight_zero_point weight_shape weight_g_idx input_scale input_zero_point "
-        "output_scale output_zero_point q_scale k_scale v_scale".split()
+    suffixes = frozenset("weight_packed weight_scale weight_zero_point weight_shape weight_g_idx".split())
+    unread_suffixes = frozenset(
+        "input_scale input_zero_point output_scale output_zero_point q_scale k_scale v_scale".split()
     )
 
     def __init__(self, fields: ConfigFields) -> None:

@@ -27,7 +27,8 @@ Block = tuple[int, int]
 class Fp8Format:
     """`MatrixFormat` of quant_method "fp8"."""
 
-    suffixes = frozenset(("weight_scale", "weight_scale_inv", "input_scale", "output_scale", "k_scale", "v_scale"))
+    suffixes = frozenset(("weight_scale", "weight_scale_inv"))
+    unread_suffixes = frozenset(("input_scale", "output_scale", "k_scale", "v_scale"))
     uses_activations = True
 
     def __init__(self, fields: ConfigFields) -> None:

@@ -24,6 +24,7 @@ class GptqFormat:
     """`MatrixFormat` of GPTQ."""
 
     suffixes = frozenset(("qweight", "qzeros", "scales", "g_idx"))
+    unread_suffixes: frozenset[str] = frozenset()
     uses_activations = False
 
     def __init__(self, fields: ConfigFields) -> None:
@@ -63,7 +64,7 @@ class GptqFormat:
         bits, group_size, group_of_column = scheme.bits, scheme.columns_of(columns), parts.get("g_idx")
         if group_of_column is not None:
             group_of_column = group_of_column.long()
-            in_order = torch.arange(columns, device=group_of_column.device) // max(group_size, 1)
+            in_order = torch.arange(columns, device=group_of_column.device) // group_size
             group_of_column = None if torch.equal(group_of_column, in_order) else group_of_column
         grid = StoredGrid(
             values=unpack(parts["qweight"].t(), bits, columns),

@@ -19,7 +19,7 @@ class GroupScheme(NamedTuple):
 
     def groups_of(self, num_columns: int) -> int:
         """The number of groups, a last one that is not full included."""
-        return -(-num_columns // max(self.columns_of(num_columns), 1))
+        return -(-num_columns // self.columns_of(num_columns))
 
     def describe(self) -> str:
         """For people."""

@@ -67,7 +67,12 @@ class MatrixFormat(Protocol):
 
     @property
     def suffixes(self) -> frozenset[str]:
-        """Last parts of the names of all tensors that belong to a quantized matrix, such as "qweight"."""
+        """Last parts of the names of tensors that a quantized matrix has besides "weight", such as "qweight"."""
+        ...
+
+    @property
+    def unread_suffixes(self) -> frozenset[str]:
+        """Last parts of the names of tensors about activations and caches, for which there is no use."""
         ...
 
     def parts_of(self, module: str, shape: tuple[int, int], stored: StoredTensors) -> dict[str, PartSpec] | None:
@@ -92,7 +97,7 @@ class StoredGrid:
     bits: int
     """4 or 8"""
     group_size: int
-    """The stored one; beside `column_groups` it is only told to people."""
+    """Neighbouring columns that share a scale; the last ones may be fewer."""
     column_groups: Tensor | None = None
     """[in] int64; None where neighbouring columns share groups in order."""
 
@@ -103,21 +108,25 @@ class StoredGrid:
             return DecodedWeight(self._quantized(dtype))
         columns = self.column_groups
         if columns is None:
-            columns = torch.arange(self.values.shape[1], device=self.values.device) // max(self.group_size, 1)
+            columns = torch.arange(self.values.shape[1], device=self.values.device) // self.group_size
         rows = torch.arange(self.values.shape[0], device=self.values.device)
         return DecodedWeight(dequantize_blocks(self.values, self.scales, self.zeros, rows, columns, dtype), loss)
 
     def _misfit(self) -> str | None:
         """Why no QuantizedWeight can hold it."""
-        num_columns, num_groups = self.values.shape[1], self.scales.shape[1]
+        num_columns, size = self.values.shape[1], self._group_size
         if self.column_groups is not None:
             return "columns in order of activation (desc_act), which kernels do not gather"
         if self.bits == 8 and bool((self.zeros != 128).any()):
             return "8 bits with zero points, which kernels do not have"
-        is_one_group = num_groups == 1 and self.bits == 8
-        if not is_one_group and (num_columns % num_groups or self.group_size % GROUP_MULTIPLE):
-            return f"groups of {self.group_size} in {num_columns} columns, where kernels need a multiple of 32"
+        is_one_group = size == num_columns and self.bits == 8
+        if not is_one_group and (num_columns % size or size % GROUP_MULTIPLE):
+            return f"groups of {size} in {num_columns} columns; kernels need multiples of 32 that divide the columns"
         return None
+
+    @property
+    def _group_size(self) -> int:
+        return min(self.group_size, self.values.shape[1])
 
     def _quantized(self, dtype: dtype) -> QuantizedWeight:
         scales, zeros = self.scales, self.zeros
@@ -126,8 +135,8 @@ class StoredGrid:
             values, zeros = (self.values ^ 128).view(torch.int8), torch.zeros_like(zeros)
         else:
             values = self.values.view(torch.int8)
-            size = next(size for size in KERNEL_GROUP_SIZES if self.group_size % size == 0)
-            repeats = self.group_size // size
+            size = next(size for size in KERNEL_GROUP_SIZES if self._group_size % size == 0)
+            repeats = self._group_size // size
             scales, zeros = scales.repeat_interleave(repeats, dim=1), zeros.repeat_interleave(repeats, dim=1)
         return QuantizedWeight(
             values=values, scales=scales.contiguous(), zeros=zeros.to(torch.int8), bits=self.bits, dtype=dtype

@@ -81,9 +81,15 @@ class StoredWeights:
             logger.warning("%d quantized matrices were dequantized to %s: %s", count, dtype, reason)
         self._losses.clear()
 
-    def is_companion(self, stored_name: str) -> bool:
-        """Whether a stored tensor belongs to a quantized one and may be left unread."""
-        return self._format is not None and stored_name.rpartition(".")[2] in self._format.suffixes
+    def is_companion(self, stored_name: str, used: Collection[str]) -> bool:
+        """Whether a stored tensor is told by the `used` ones, or is about activations, and may be left unread."""
+        if self._format is None:
+            return False
+        module, _, suffix = stored_name.rpartition(".")
+        if suffix in self._format.unread_suffixes:
+            return True
+        siblings = (f"{module}.{other}" for other in ("weight", *self._format.suffixes))
+        return suffix in self._format.suffixes and any(name in used for name in siblings)
 
     def _quantized_parts(self, name: str, shape: tuple[int, ...]) -> dict[str, PartSpec] | None:
         module, _, kind = name.rpartition(".")
