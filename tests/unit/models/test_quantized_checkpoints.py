@@ -1,5 +1,6 @@
 """Quantized checkpoints give the logits of the plain weights they stand for, and say what is broken in them."""
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -203,6 +204,13 @@ BROKEN: dict[str, tuple[str, str, Callable[[Tensor], Tensor] | None, str]] = {
     "shape": ("gptq-4", "qzeros", lambda old: old[:1], r"'{}qzeros' has shape \(1, 8\), expected \(2, 8\)"),
     "dtype": ("awq", "scales", lambda old: old.int(), r"'{}scales' has dtype I32, expected one of F32, BF16, F16"),
     "g_idx": ("gptq-4", "g_idx", lambda old: old[1:], r"'{}g_idx' has shape \(63,\), expected \(64,\)"),
+    "g_idx value": (
+        "gptq-4",
+        "g_idx",
+        lambda old: old + 1,
+        r"'{}g_idx' has values from 1 to 2, expected groups from 0 to 1",
+    ),
+    "4-bit value": ("naive-4", "weight", lambda old: old - 1, r"'{}weight' has values outside of -8 to 7"),
     "packed": ("packed-4", "weight_packed", lambda old: old[:, 1:], r"'{}weight_packed' has shape \(64, 7\), expected"),
     "values": ("int8-channel", "weight", None, r"'{}weight' of shape \(64, 64\) is missing"),
     "scale": ("int8-channel", "weight_scale", lambda old: old[1:], r"shape \(63, 1\), expected \(64, 1\) or \(64,\)"),
@@ -271,6 +279,33 @@ def test_settings_are_found_wherever_they_are() -> None:
     assert old is not None
     assert old.description == "compressed-tensors, 8 bits per channel"
     assert find_format({"quantization_config": None}) is None
+
+
+@pytest.mark.parametrize("value", [-100, 100])
+def test_zero_points_that_4_bits_cannot_have_make_a_matrix_plain(tmp_path: Path, value: int) -> None:
+    writer = compressed("naive-quantized", 4, "group", 32, symmetric=False)
+    tensors, _ = quantized_tensors(LLAMA, writer, plainly=("?",))
+    zeros, scales = (tensors[f"{Q_PROJ.replace('q_proj', 'o_proj')}weight_{name}"] for name in ("zero_point", "scale"))
+    zeros.fill_(value)
+    given = load(write_folder(tmp_path / "model", LLAMA | {"quantization_config": writer.settings}, tensors)).given[1]
+    values = tensors[Q_PROJ.replace("q_proj", "o_proj") + "weight"]
+    assert isinstance(given, Tensor)
+    assert torch.equal(given, (values.float() - value) * scales.float().repeat_interleave(32, 1))
+
+
+def test_compressed_columns_in_order_of_activation_are_read(tmp_path: Path) -> None:
+    writer = compressed(PACK, 4, "group", 32)
+    tensors, _ = quantized_tensors(LLAMA, writer, plainly=("?",))
+    weights = writer.settings["config_groups"]["group_0"]["weights"] | {"actorder": "group"}
+    for name in [name for name in tensors if name.endswith("weight_packed")]:
+        columns = 8 * tensors[name].shape[1]
+        tensors[name.replace("packed", "g_idx")] = torch.arange(columns - 1, -1, -1, dtype=torch.int32) // 32
+    config = LLAMA | {"quantization_config": compressed_settings(PACK, weights)}
+    given = load(write_folder(tmp_path / "model", config, tensors)).given[1]
+    plain = load(write_folder(tmp_path / "other", LLAMA | {"quantization_config": writer.settings}, tensors)).given[1]
+    assert isinstance(plain, QuantizedWeight)
+    turned = dataclasses.replace(plain, scales=plain.scales.flip(1)).dequantize()
+    assert torch.equal(given, turned)
 
 
 def test_zero_points_may_be_16(tmp_path: Path) -> None:

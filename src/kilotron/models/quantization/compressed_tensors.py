@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, dtype
 
-from kilotron.errors import CheckpointError
+from kilotron.errors import BrokenCheckpointError, CheckpointError
 from kilotron.models.config_fields import ConfigFields
 from kilotron.models.quantization.fp8 import LOSS, Block, dequantize_fp8, is_fp8, read_block, scale_spec
 from kilotron.models.quantization.group_scheme import is_packed
@@ -23,6 +23,7 @@ from kilotron.models.quantization.stored_matrix import (
     Shape,
     StoredGrid,
     StoredTensors,
+    read_column_groups,
 )
 
 PACKED = "pack-quantized"
@@ -124,6 +125,10 @@ class CompressedTensorsFormat:
             values = unpack(parts["weight_packed"], scheme.bits, columns)
         else:
             values = parts["weight"].view(torch.uint8) + middle  # wraps as bytes do: -1 is 255, and middle - 1 then
+            if scheme.bits == 4 and bool((values > 15).any()):
+                raise BrokenCheckpointError(
+                    f"tensor '{module}.weight' has values outside of -8 to 7, the range of 4 bits"
+                )
         scales = parts["weight_scale"].float().reshape(-1, 1)
         if scheme.strategy == "group":
             scales = scales.view(rows, -1)
@@ -134,14 +139,13 @@ class CompressedTensorsFormat:
             zeros = unpack(zeros.t(), scheme.bits, rows).t().to(torch.int16)
         else:
             zeros = zeros.reshape(scales.shape).to(torch.int16) + middle
-        group_of_column = parts.get("weight_g_idx")
         grid = StoredGrid(
             values=values,
             scales=scales.expand(rows, -1),
             zeros=zeros.expand(rows, -1),
             bits=scheme.bits,
             group_size=scheme.columns_of(columns),
-            column_groups=None if group_of_column is None else group_of_column.long(),
+            column_groups=read_column_groups(module, "weight_g_idx", parts, scales.shape[1]),
         )
         return grid.to_weight(dtype)
 

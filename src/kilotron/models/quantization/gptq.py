@@ -14,7 +14,14 @@ from kilotron.errors import CheckpointError
 from kilotron.models.config_fields import ConfigFields
 from kilotron.models.quantization.group_scheme import GroupScheme, is_packed, read_group_scheme
 from kilotron.models.quantization.packed_integers import num_words, unpack
-from kilotron.models.quantization.stored_matrix import FLOAT_DTYPES, DecodedWeight, PartSpec, StoredGrid, StoredTensors
+from kilotron.models.quantization.stored_matrix import (
+    FLOAT_DTYPES,
+    DecodedWeight,
+    PartSpec,
+    StoredGrid,
+    StoredTensors,
+    read_column_groups,
+)
 
 # Stored zeros are one less than they are, but in the second version.
 ZERO_OFFSETS = {"gptq": 1, "gptq_v2": 0}
@@ -61,9 +68,9 @@ class GptqFormat:
     def decode(self, module: str, parts: Mapping[str, Tensor], shape: tuple[int, int], dtype: dtype) -> DecodedWeight:
         """Quantized, or plain when its columns are out of order."""
         scheme, (rows, columns) = self._scheme_of(module), shape
-        bits, group_size, group_of_column = scheme.bits, scheme.columns_of(columns), parts.get("g_idx")
+        bits, group_size = scheme.bits, scheme.columns_of(columns)
+        group_of_column = read_column_groups(module, "g_idx", parts, scheme.groups_of(columns))
         if group_of_column is not None:
-            group_of_column = group_of_column.long()
             in_order = torch.arange(columns, device=group_of_column.device) // group_size
             group_of_column = None if torch.equal(group_of_column, in_order) else group_of_column
         grid = StoredGrid(

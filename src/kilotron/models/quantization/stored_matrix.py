@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, device, dtype
 
+from kilotron.errors import BrokenCheckpointError
 from kilotron.kernels.interface import QuantizedWeight, Weight
 from kilotron.models.quantization.row_chunks import for_row_chunks
 
@@ -79,9 +80,9 @@ class MatrixFormat(Protocol):
         """The tensors that the weight [out, in] of a module needs, by suffix; None when it is stored plainly."""
         ...
 
-    def decode(
-        self, module: str, parts: Mapping[str, Tensor], shape: tuple[int, int], dtype: dtype
-    ) -> DecodedWeight: ...
+    def decode(self, module: str, parts: Mapping[str, Tensor], shape: tuple[int, int], dtype: dtype) -> DecodedWeight:
+        """Raises BrokenCheckpointError, with the tensor's name, where a value is impossible."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +120,8 @@ class StoredGrid:
             return "columns in order of activation (desc_act), which kernels do not gather"
         if self.bits == 8 and bool((self.zeros != 128).any()):
             return "8 bits with zero points, which kernels do not have"
+        if self.bits == 4 and bool(((self.zeros < 0) | (self.zeros > 16)).any()):
+            return "zero points outside of the range of 4 bits"
         is_one_group = size == num_columns and self.bits == 8
         if not is_one_group and (num_columns % size or size % GROUP_MULTIPLE):
             return f"groups of {size} in {num_columns} columns; kernels need multiples of 32 that divide the columns"
@@ -141,6 +144,23 @@ class StoredGrid:
         return QuantizedWeight(
             values=values, scales=scales.contiguous(), zeros=zeros.to(torch.int8), bits=self.bits, dtype=dtype
         )
+
+
+def read_column_groups(module: str, suffix: str, parts: Mapping[str, Tensor], num_groups: int) -> Tensor | None:
+    """The group of each column, [in] int64, where it is stored.
+
+    Raises:
+        BrokenCheckpointError: it names groups that do not exist.
+    """
+    if suffix not in parts:
+        return None
+    groups = parts[suffix].long()
+    low, high = (int(extreme) for extreme in groups.aminmax())
+    if low < 0 or high >= num_groups:
+        raise BrokenCheckpointError(
+            f"tensor '{module}.{suffix}' has values from {low} to {high}, expected groups from 0 to {num_groups - 1}"
+        )
+    return groups
 
 
 def dequantize_blocks(

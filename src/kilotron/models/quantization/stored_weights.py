@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from kilotron.errors import BrokenCheckpointError
 from kilotron.kernels.interface import Weight
 from kilotron.models.quantization.formats import find_format
 from kilotron.models.quantization.stored_matrix import PartSpec, TensorInfo, to_device
@@ -66,7 +67,11 @@ class StoredWeights:
             return self._checkpoint.read(name)
         module = name.rpartition(".")[0]
         tensors = {suffix: self._checkpoint.read(f"{module}.{suffix}") for suffix in parts}
-        weight, loss = self._format.decode(module, to_device(tensors, device), (shape[0], shape[1]), dtype)
+        try:
+            weight, loss = self._format.decode(module, to_device(tensors, device), (shape[0], shape[1]), dtype)
+        except BrokenCheckpointError as error:
+            file = self._checkpoint.tensors[f"{module}.{next(iter(parts))}"].file
+            raise BrokenCheckpointError(f"{file}: {error}") from error
         if loss is not None:
             self.count_loss(loss)
         return weight
