@@ -114,7 +114,7 @@ def _assemble_ready(
             "out, or give the checkpoint instead of the model"
         )
     dtype = next(model.parameters()).dtype
-    facts = _model_facts(model.config)._replace(dtype=_dtype_name(dtype))
+    facts = _model_facts(model.config)._replace(dtype=_dtype_name(dtype), quantization="as the model was loaded")
     if config.dtype not in ("auto", facts.dtype):
         raise ConfigError(
             f"dtype={config.dtype}, but the model given is in {facts.dtype}; leave dtype=auto or convert it"

@@ -190,8 +190,9 @@ class _ParameterReader:
         weight = self._read_experts(planned) if planned.is_stacked else self._read_one(planned)
         if isinstance(weight, Tensor):
             setattr(planned.module, planned.kind, nn.Parameter(weight, requires_grad=False))
-        else:
-            setattr(planned.module, QUANTIZED, weight)
+        if planned.kind == "weight" and isinstance(planned.module, Linear | ExpertLinear):
+            # Also None, so that nothing is left of a load that failed half-way.
+            setattr(planned.module, QUANTIZED, None if isinstance(weight, Tensor) else weight)
 
     def _read_one(self, planned: PlannedTensor) -> Weight:
         (matrix,) = planned.matrices()

@@ -82,6 +82,19 @@ def load(folder: Path, rounding: Rounding | None = None) -> WitnessBackend:
     return kernels
 
 
+def is_as_kernels_need_it(weight: QuantizedWeight) -> bool:
+    """As the interface has it: dtypes, ranges, groups, and lying in order."""
+    parts = (weight.values, weight.scales, weight.zeros)
+    low, high, last_zero = (0, 15, 16) if weight.bits == 4 else (-128, 127, 0)
+    return (
+        [part.dtype for part in parts] == [torch.int8, torch.float32, torch.int8]
+        and all(part.is_contiguous() for part in parts)
+        and bool(((weight.values >= low) & (weight.values <= high)).all())
+        and bool(((weight.zeros >= 0) & (weight.zeros <= last_zero)).all())
+        and (weight.group_size in (32, 64, 128) or (weight.bits == 8 and weight.group_size == weight.shape[1]))
+    )
+
+
 def logits_of(folder: Path) -> Tensor:
     return ModelRunner.load(folder).step({0: list(range(1, 20))})[0]
 
@@ -95,7 +108,9 @@ def test_logits_are_those_of_the_plain_weights_and_matrices_stay_quantized(tmp_p
             64,
         }
     assert torch.equal(logits_of(quantized), logits_of(plain))
-    assert load(quantized).quantized_shapes() == 2 * [(128, 64), (64, 64), (192, 64), (64, 96)]
+    kernels = load(quantized)
+    assert kernels.quantized_shapes() == 2 * [(128, 64), (64, 64), (192, 64), (64, 96)]
+    assert all(is_as_kernels_need_it(weight) for weight in kernels.given if isinstance(weight, QuantizedWeight))
 
 
 @pytest.mark.parametrize("name", IS_DEQUANTIZED)
@@ -127,6 +142,21 @@ def test_modules_that_were_left_plain_are_read_plain(tmp_path: Path, name: str) 
     quantized, plain = write_pair(tmp_path, LLAMA, STAYS[name], plainly=("down_proj",))
     assert load(quantized).quantized_shapes() == 2 * [(128, 64), (64, 64), (192, 64)]
     assert torch.equal(logits_of(quantized), logits_of(plain))
+
+
+def test_a_plain_checkpoint_loads_after_a_quantized_one_that_failed(tmp_path: Path) -> None:
+    writer = STAYS["gptq-4"]
+    tensors, plain = quantized_tensors(LLAMA, writer, plainly=("?",))
+    tensors["model.layers.0.self_attn.v_proj.g_idx"] += 7
+    broken = write_folder(tmp_path / "broken", LLAMA | {"quantization_config": writer.settings}, tensors)
+    model = GPTModel(read_transformer_config(LLAMA), ReferenceBackend())
+    with HuggingFaceCheckpoint.open(broken) as checkpoint, pytest.raises(BrokenCheckpointError, match="from 7 to 8"):
+        load_weights(model, checkpoint, torch.float32)
+    folder = write_folder(tmp_path / "plain", LLAMA, plain)
+    with HuggingFaceCheckpoint.open(folder) as checkpoint:
+        load_weights(model, checkpoint, torch.float32)
+    again = ModelRunner(model, torch.float32).step({0: list(range(1, 20))})[0]
+    assert torch.equal(again, logits_of(folder))
 
 
 def test_a_plain_part_beside_quantized_ones_makes_all_of_them_plain(

@@ -142,7 +142,11 @@ class StoredGrid:
             repeats = self._group_size // size
             scales, zeros = scales.repeat_interleave(repeats, dim=1), zeros.repeat_interleave(repeats, dim=1)
         return QuantizedWeight(
-            values=values, scales=scales.contiguous(), zeros=zeros.to(torch.int8), bits=self.bits, dtype=dtype
+            values=values.contiguous(),
+            scales=scales.contiguous(),
+            zeros=zeros.to(torch.int8).contiguous(),
+            bits=self.bits,
+            dtype=dtype,
         )
 
 
