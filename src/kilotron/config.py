@@ -4,7 +4,7 @@ Knows the model and the machine only as the numbers in `ModelFacts` and `Machine
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, Self
 
@@ -13,6 +13,10 @@ from kilotron.errors import ConfigError
 GIB = 1 << 30
 
 _DTYPES: tuple[str, ...] = ("auto", "float32", "bfloat16", "float16")
+_QUANTIZATIONS = (None, "int8", "int4")
+_QUANTIZATION_GROUP_SIZES = (32, 64, 128)
+# See docs/quantization.md for the errors and sizes that speak for it.
+_DEFAULT_GROUP_SIZE = 64
 _LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs")
 # Share of the free memory that the KV cache takes at most when its size is "auto".
 _FREE_MEMORY_SHARE = 0.5
@@ -34,6 +38,10 @@ class InferenceConfig:
     """Kernel backend: auto, cpu or reference."""
     num_threads: int | None = None
     """CPU threads; None leaves torch's own choice."""
+    quantization: str | None = None
+    """Quantizes the weights of a plain checkpoint while loading: int8 or int4; None leaves them as they are."""
+    quantization_group_size: int | None = None
+    """With int4, input columns that share a scale: 32, 64 or 128; None chooses."""
     block_size_tokens: int = 32
     """Tokens in one KV-cache block."""
     buffer_size_gb: float | None = None
@@ -79,6 +87,21 @@ class InferenceConfig:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
         self._check_buffer_size()
+        self._check_quantization()
+
+    def _check_quantization(self) -> None:
+        _check_choice("quantization", self.quantization, _QUANTIZATIONS)
+        size = self.quantization_group_size
+        if size is None:
+            return
+        if isinstance(size, bool) or size not in _QUANTIZATION_GROUP_SIZES:
+            raise ConfigError(
+                f"quantization_group_size must be one of {_listed(_QUANTIZATION_GROUP_SIZES)}, not {size!r}"
+            )
+        if self.quantization != "int4":
+            raise ConfigError(
+                f"quantization_group_size={size} goes with quantization='int4', not {self.quantization!r}"
+            )
 
     def _check_buffer_size(self) -> None:
         size = self.buffer_size_gb
@@ -110,6 +133,8 @@ class ModelFacts(NamedTuple):
     max_position_embeddings: int
     kv_numbers_per_token: int
     """Key and value numbers of one token over all layers; times the size of the dtype gives bytes."""
+    quantization: str | None = None
+    """How the checkpoint's weights are quantized already, for people; None when they are plain."""
 
 
 class MachineFacts(NamedTuple):
@@ -126,6 +151,8 @@ class ResolvedConfig:
 
     options: InferenceConfig
     dtype: str
+    quantization: str | None
+    """How the weights are quantized, for people."""
     device: str
     max_sequence_length: int
     max_tokens: int
@@ -139,6 +166,7 @@ class ResolvedConfig:
         """Rows (option, value, reason) of all that was decided, for people."""
         values = {
             "dtype": self.dtype,
+            "quantization": self.quantization or "none",
             "device": self.device,
             "max_sequence_length": f"{self.max_sequence_length}",
             "max_tokens": f"{self.max_tokens}",
@@ -154,14 +182,16 @@ def resolve(config: InferenceConfig, model: ModelFacts, machine: MachineFacts) -
         ConfigError: an option contradicts the model or the machine.
     """
     dtype, dtype_reason = (config.dtype, "asked for") if config.dtype != "auto" else (model.dtype, "the checkpoint's")
+    quantization, group_size, quantization_reason = _resolve_quantization(config, model)
     length, length_reason = _resolve_length(config, model)
     tokens, tokens_reason = _resolve_max_tokens(config, machine)
     itemsize = 4 if dtype == "float32" else 2
     block_bytes = model.kv_numbers_per_token * itemsize * config.block_size_tokens
     blocks, blocks_reason = _resolve_blocks(config, machine, block_bytes, length)
     return ResolvedConfig(
-        options=replace(config, max_tokens=tokens, max_sequence_length=length),
+        options=replace(config, max_tokens=tokens, max_sequence_length=length, quantization_group_size=group_size),
         dtype=dtype,
+        quantization=quantization,
         device=machine.device,
         max_sequence_length=length,
         max_tokens=tokens,
@@ -169,12 +199,30 @@ def resolve(config: InferenceConfig, model: ModelFacts, machine: MachineFacts) -
         kv_cache_bytes=blocks * block_bytes,
         reasons={
             "dtype": dtype_reason,
+            "quantization": quantization_reason,
             "device": machine.device_reason,
             "max_sequence_length": length_reason,
             "max_tokens": tokens_reason,
             "buffer_size_gb": blocks_reason,
         },
     )
+
+
+def _resolve_quantization(config: InferenceConfig, model: ModelFacts) -> tuple[str | None, int | None, str]:
+    """-> how the weights are quantized, the group size if there are groups to be made, and why."""
+    if config.quantization is None:
+        return model.quantization, None, "the checkpoint's"
+    if model.quantization is not None:
+        raise ConfigError(
+            f"quantization={config.quantization}, but the checkpoint is quantized already ({model.quantization}); "
+            "leave the option out, or use the plain checkpoint"
+        )
+    if config.quantization == "int8":
+        return "int8, a scale per output channel", None, "asked for"
+    size, reason = config.quantization_group_size, "asked for"
+    if size is None:
+        size, reason = _DEFAULT_GROUP_SIZE, "asked for; groups that give a small error for few bytes"
+    return f"int4 in groups of {size}", size, reason
 
 
 def _resolve_length(config: InferenceConfig, model: ModelFacts) -> tuple[int, str]:
@@ -221,9 +269,13 @@ def _resolve_blocks(
     return affordable, f"half of the {machine.free_memory_bytes / GIB:.1f} GiB of free memory"
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:
     if value not in choices:
-        raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+        raise ConfigError(f"{name} must be one of {_listed(choices)}, not {value!r}")
+
+
+def _listed(choices: Iterable[object]) -> str:
+    return ", ".join(map(str, choices))
 
 
 def _check_int(name: str, value: Any, low: int, high: int) -> None:

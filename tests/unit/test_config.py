@@ -19,6 +19,10 @@ WRONG_VALUES = [
     ("device", 5, "device must be a text, not 5"),
     ("kernels", None, "kernels must be a text, not None"),
     ("logprobs_mode", "raw", "logprobs_mode must be one of raw_logprobs, processed_logprobs, not 'raw'"),
+    ("quantization", "int3", "quantization must be one of None, int8, int4, not 'int3'"),
+    ("quantization", 4, "quantization must be one of"),
+    ("quantization_group_size", 48, "quantization_group_size must be one of 32, 64, 128, not 48"),
+    ("quantization_group_size", 64, "quantization_group_size=64 goes with quantization='int4', not None"),
     ("block_size_tokens", 0, r"block_size_tokens must be a whole number in \[1, 4096\], not 0"),
     ("block_size_tokens", 4097, "not 4097"),
     ("block_size_tokens", 16.0, "not 16.0"),
@@ -95,6 +99,7 @@ def test_every_auto_becomes_a_fact_with_a_reason() -> None:
     resolved = resolve(InferenceConfig(), MODEL, MACHINE)
     assert resolved.describe() == [
         ("dtype", "bfloat16", "the checkpoint's"),
+        ("quantization", "none", "the checkpoint's"),
         ("device", "cpu", "no accelerator found"),
         ("max_sequence_length", "2048", "the model's"),
         ("max_tokens", "1024", "chunks long enough for full matrix speed, short enough to keep other rows moving"),
@@ -103,12 +108,28 @@ def test_every_auto_becomes_a_fact_with_a_reason() -> None:
 
 
 def test_what_was_asked_for_is_kept_and_said() -> None:
-    config = InferenceConfig(dtype="float32", max_tokens=77, max_sequence_length=100, buffer_size_gb=0.5)
+    config = InferenceConfig(
+        dtype="float32", quantization="int8", max_tokens=77, max_sequence_length=100, buffer_size_gb=0.5
+    )
     resolved = resolve(config, MODEL, MACHINE)
     reasons = {name: reason for name, _, reason in resolved.describe() if name != "device"}
     assert set(reasons.values()) == {"asked for"}
     assert (resolved.dtype, resolved.max_tokens, resolved.max_sequence_length) == ("float32", 77, 100)
     assert (resolved.num_blocks, resolved.kv_cache_bytes) == (4096, GIB // 2)
+
+
+def test_int4_has_a_group_size_in_the_end() -> None:
+    resolved = resolve(InferenceConfig(quantization="int4"), MODEL, MACHINE)
+    assert (resolved.quantization, resolved.options.quantization_group_size) == ("int4 in groups of 64", 64)
+    asked = resolve(InferenceConfig(quantization="int4", quantization_group_size=32), MODEL, MACHINE)
+    assert ("quantization", "int4 in groups of 32", "asked for") in asked.describe()
+
+
+def test_a_quantized_checkpoint_is_told_and_not_quantized_again() -> None:
+    model = MODEL._replace(quantization="awq, 4 bits in groups of 128")
+    assert resolve(InferenceConfig(), model, MACHINE).quantization == "awq, 4 bits in groups of 128"
+    with pytest.raises(ConfigError, match=r"quantization=int8, but the checkpoint is quantized already \(awq, .* out"):
+        resolve(InferenceConfig(quantization="int8"), model, MACHINE)
 
 
 def test_resolved_options_have_no_auto_left() -> None:

@@ -19,6 +19,8 @@ from kilotron.kernels.registry import choose_backend, choose_device
 from kilotron.model_inference_wrappers.gpt_inference_wrapper import GPTInferenceWrapper
 from kilotron.models.config_fields import ConfigFields
 from kilotron.models.gpt_model import GPTModel
+from kilotron.models.quantization.formats import find_format
+from kilotron.models.quantization.rounding import Rounding
 from kilotron.models.registry import read_transformer_config
 from kilotron.models.transformer_config import TransformerConfig
 from kilotron.models.weight_loading import OnProgress, load_weights
@@ -45,6 +47,9 @@ _SAMPLING_DEFAULTS = {
     "min_p": "min_p",
     "repetition_penalty": "repetition_penalty",
 }
+
+
+_QUANTIZATION_BITS = {"int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,18 +94,27 @@ def assemble(
     with HuggingFaceCheckpoint.open(source) as checkpoint:
         kernels, machine = _choose_machine(config)
         model_config = read_transformer_config(checkpoint.config)
-        resolved = resolve(config, _model_facts(model_config), machine)
+        stored_format = find_format(checkpoint.config)
+        description = None if stored_format is None else stored_format.description
+        facts = _model_facts(model_config)._replace(quantization=description)
+        resolved = resolve(config, facts, machine)
         ready = _choose_tokenizer(tokenizer, checkpoint.folder)
         built = GPTModel(model_config, kernels, resolved.max_sequence_length)
-        load_weights(built, checkpoint, getattr(torch, resolved.dtype), on_progress=on_progress)
+        dtype, rounding = getattr(torch, resolved.dtype), _choose_rounding(resolved.options)
+        load_weights(built, checkpoint, dtype, rounding=rounding, on_progress=on_progress)
         return _build(built, ready, resolved, checkpoint.generation_config)
 
 
 def _assemble_ready(
     model: GPTModel, tokenizer: Tokenizer | None, config: InferenceConfig, generation_config: Mapping[str, Any]
 ) -> Assembly:
+    if config.quantization is not None:
+        raise ConfigError(
+            f"quantization={config.quantization}, but the model given has its weights packed already; leave the option "
+            "out, or give the checkpoint instead of the model"
+        )
     dtype = next(model.parameters()).dtype
-    facts = _model_facts(model.config)._replace(dtype=_dtype_name(dtype))
+    facts = _model_facts(model.config)._replace(dtype=_dtype_name(dtype), quantization="as the model was loaded")
     if config.dtype not in ("auto", facts.dtype):
         raise ConfigError(
             f"dtype={config.dtype}, but the model given is in {facts.dtype}; leave dtype=auto or convert it"
@@ -121,6 +135,13 @@ def _choose_tokenizer(tokenizer: str | Path | Tokenizer | None, beside: Path | N
     if tokenizer is not None and not hasattr(tokenizer, "create_detokenizer"):  # such as one of transformers
         raise ConfigError(f"tokenizer must be a folder or a kilotron Tokenizer, not {type(tokenizer).__name__}")
     return tokenizer
+
+
+def _choose_rounding(options: InferenceConfig) -> Rounding | None:
+    """How plain weights are to be quantized while they are loaded."""
+    if options.quantization is None:
+        return None
+    return Rounding(bits=_QUANTIZATION_BITS[options.quantization], group_size=options.quantization_group_size)
 
 
 def _choose_machine(config: InferenceConfig) -> tuple[KernelBackend, MachineFacts]:

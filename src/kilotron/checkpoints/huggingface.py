@@ -54,11 +54,10 @@ class HuggingFaceCheckpoint:
         Raises:
             CheckpointNotFoundError: there is no such folder, and no such hub id in reach.
             BrokenCheckpointError: a file is missing, truncated or inconsistent; nothing has been read from any.
-            CheckpointError: it is of another format, or quantised.
+            CheckpointError: it is of another format.
         """
         folder = find_checkpoint_folder(source, revision=revision)
         config = read_json_object(folder / CONFIG_FILE)
-        _refuse_quantised(folder, config)
         generation_file = folder / GENERATION_CONFIG_FILE
         generation_config = read_json_object(generation_file) if os.path.lexists(generation_file) else {}
         if (folder / WEIGHTS_FILE).exists() or not (folder / INDEX_FILE).exists():
@@ -152,18 +151,6 @@ def _merge(headers: list[SafetensorsHeader]) -> dict[str, TensorInfo]:
         if len(tensors) > MAX_TENSORS:
             raise broken(header.file, expected=f"at most {MAX_TENSORS} tensors in all", found=f"{len(tensors)}")
     return tensors
-
-
-def _refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
-    inner = [value for value in config.values() if isinstance(value, dict)]  # multimodal: text_config and others
-    for part in (config, *inner):
-        for key in ("quantization_config", "compression_config"):
-            if settings := part.get(key):
-                method = settings.get("quant_method", "unknown") if isinstance(settings, dict) else settings
-                raise CheckpointError(
-                    f"{folder / CONFIG_FILE}: the weights are quantised ({key}: {shown(method)}); this version reads "
-                    "float32, bfloat16 and float16 weights only: use the unquantised checkpoint"
-                )
 
 
 def _check_index(file_of_tensor: dict[str, Path], tensors: Mapping[str, TensorInfo]) -> None:

@@ -124,6 +124,7 @@ class _Workload:
         return {
             "model": self._loaded.name,
             "dtype": llm.config.dtype,
+            "quantization": llm.config.quantization or "none",
             "device": llm.config.device,
             "kernels": llm.kernels_name,
             "input_len": self._lengths[0],

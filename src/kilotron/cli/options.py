@@ -132,6 +132,12 @@ class EngineOptions:
 
     tokenizer: Annotated[str | None, flag("Folder of the tokenizer; by default the checkpoint's.")] = None
     dtype: Annotated[str, flag("auto (the checkpoint's), float32, bfloat16 or float16.")] = _DEFAULTS.dtype
+    quantization: Annotated[str | None, flag("Quantize the weights of a plain checkpoint: int8 or int4.")] = (
+        _DEFAULTS.quantization
+    )
+    quantization_group_size: Annotated[
+        int | None, flag("With int4, columns that share a scale: 32, 64 or 128; by default 64.")
+    ] = _DEFAULTS.quantization_group_size
     device: Annotated[str, flag("auto, cpu, or a torch device name.")] = _DEFAULTS.device
     kernels: Annotated[str, flag("Kernel backend; kilotron env lists them.")] = _DEFAULTS.kernels
     num_threads: Annotated[int | None, flag("CPU threads; by default torch's choice, 1 for the bundled model.")] = (

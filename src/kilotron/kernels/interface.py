@@ -5,6 +5,7 @@ size, N blocks, B tokens in a block, E experts, K experts per token. A backend c
 (`pack_linear`) and its own attention metadata (`plan_attention`, made once per step, used by every layer).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -115,16 +116,17 @@ class QuantizedWeight:
         return wide.flatten(1).to(self.dtype)
 
 
-class ExpertWeights(NamedTuple):
-    """The weights of one mixture-of-experts layer."""
-
-    gate_up: Tensor
-    """[E, 2 * ffn, hidden]; gate rows first."""
-    down: Tensor
-    """[E, hidden, ffn]"""
-
-
 Weight: TypeAlias = Tensor | QuantizedWeight
+
+
+class ExpertWeights(NamedTuple):
+    """The weights of one mixture-of-experts layer: E matrices each, or one tensor that holds them."""
+
+    gate_up: Tensor | Sequence[Weight]
+    """E times [2 * ffn, hidden]; gate rows first."""
+    down: Tensor | Sequence[Weight]
+    """E times [hidden, ffn]"""
+
 
 # What a backend made of weights, of a step's rows, or of one layer's part of the paged KV cache; only the backend that
 # made it looks inside.

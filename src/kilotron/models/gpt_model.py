@@ -12,6 +12,7 @@ from kilotron.models.layers.embedding import LanguageModelEmbedding
 from kilotron.models.layers.linear import Linear, TiedLinear
 from kilotron.models.layers.rotary_embedding import make_local_rotary_embedding, make_rotary_embedding
 from kilotron.models.layers.transformer_layer import Rotations, TransformerBlock
+from kilotron.models.quantization.rounding import Rounding
 from kilotron.models.transformer_config import TransformerConfig
 
 
@@ -50,10 +51,14 @@ class GPTModel(nn.Module):
         softcap = self.config.final_logit_softcapping
         return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
-    def tie_output_layer(self) -> None:
-        """Makes the loaded embedding table the output weight too, where the config ties them."""
+    def tie_output_layer(self, rounding: Rounding | None = None) -> None:
+        """Makes the loaded embedding table the output weight too, where the config ties them.
+
+        With `rounding` the output weight is a quantized copy; the table itself stays.
+        """
         if isinstance(self.output_layer, TiedLinear):
-            self.output_layer.pack(self.embedding.word_embeddings.weight)
+            table = self.embedding.word_embeddings.weight
+            self.output_layer.pack(rounding.quantize(table, table.dtype, table.device) if rounding else table)
 
     def _rotations(self, positions: Tensor) -> Rotations:
         everywhere, local = self.rotary_embedding, self.local_rotary_embedding

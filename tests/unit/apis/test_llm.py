@@ -31,6 +31,8 @@ from kilotron.sampling_params import SamplingParams
 from kilotron.tokenization import ByteTokenizer
 from kilotron.tokenization.chat_template import ChatTemplate
 from parity.tiny_models import make_tiny_model
+from unit.models.packed_matrices import gptq
+from unit.models.quantized_folders import LLAMA, write_pair
 
 GREEDY = SamplingParams(temperature=0.0, num_tokens_to_generate=6)
 TEMPLATE = (
@@ -208,6 +210,28 @@ WRONG_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
 def test_a_wrong_option_is_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         MegatronLLM(make_model(), **options)
+
+
+def test_a_ready_model_is_not_quantized_any_more() -> None:
+    with pytest.raises(ConfigError, match="quantization=int8, but the model given has its weights packed already"):
+        MegatronLLM(make_model(), quantization="int8")
+
+
+@pytest.mark.parametrize("options", [{"quantization": "int8"}, {"quantization": "int4", "quantization_group_size": 32}])
+def test_the_bundled_model_still_knows_its_stories_when_quantized(options: dict[str, Any]) -> None:
+    with MegatronLLM(num_threads=1, max_requests=4, **options) as llm:
+        request = llm.generate("Once upon a", SamplingParams(temperature=0, num_tokens_to_generate=1))[0]
+        assert request.generated_text == " time"
+        assert ("quantization", llm.config.quantization, "asked for") in llm.config.describe()
+
+
+def test_a_quantized_checkpoint_is_described_and_not_quantized_again(tmp_path: Path) -> None:
+    folder, _ = write_pair(tmp_path, LLAMA, gptq(4, 32))
+    with pytest.raises(ConfigError, match=r"quantized already \(gptq, 4 bits in groups of 32\); leave the option out"):
+        MegatronLLM(folder, quantization="int4")
+    with MegatronLLM(folder, max_requests=4) as llm:
+        assert ("quantization", "gptq, 4 bits in groups of 32", "the checkpoint's") in llm.config.describe()
+        assert llm.generate([[1, 2, 3]], SamplingParams(num_tokens_to_generate=3))[0].error is None
 
 
 def test_decisions_are_explained() -> None:

@@ -254,23 +254,10 @@ def test_file_that_is_cut_between_two_reads_is_named(tmp_path: Path) -> None:
         checkpoint.read("bias")
 
 
-@pytest.mark.parametrize(
-    ("config", "method"),
-    [
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "'gptq'"),
-        ({"compression_config": {"format": "int-quantized"}}, "'unknown'"),
-        ({"text_config": {"quantization_config": {"quant_method": "fp8"}}}, "'fp8'"),
-    ],
-)
-def test_quantised_checkpoint_is_refused_by_its_method(tmp_path: Path, config: object, method: str) -> None:
+def test_settings_of_quantization_are_left_to_whoever_loads(tmp_path: Path) -> None:
+    config = {"quantization_config": {"quant_method": "unheard-of"}}
     write_model(tmp_path, config=json.dumps(config))
-    with pytest.raises(CheckpointError, match=f"quantised .*{method}.* float32, bfloat16 and float16 weights only"):
-        HuggingFaceCheckpoint.open(tmp_path)
-
-
-def test_empty_quantisation_settings_mean_none(tmp_path: Path) -> None:
-    write_model(tmp_path, config='{"quantization_config": null}')
-    assert HuggingFaceCheckpoint.open(tmp_path).config == {"quantization_config": None}
+    assert HuggingFaceCheckpoint.open(tmp_path).config == config
 
 
 def test_opening_a_folder_imports_neither_torch_nor_the_hub(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Tests of the shared flags: they cover what they mirror, and environment and file give them too."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -59,6 +60,28 @@ def test_other_engines_spellings_are_understood(command: Command, checkpoint: st
     outcome = command("generate", checkpoint, "-p", "abcd", spelling, "10", "--ignore-eos", "--json")
 
     assert len(outcome.objects[0]["token_ids"]) == 6
+
+
+def test_weights_are_quantized_by_a_flag_and_the_table_tells(command: Command, checkpoint: str) -> None:
+    flags = ("--quantization", "int4", "--quantization-group-size", "32", "--verbose")
+    outcome = command("generate", checkpoint, "-p", "abcd", "--max-tokens", "2", *flags)
+
+    assert outcome.code == 0
+    assert re.search(r"quantization +int4 in groups of 32 +asked for", outcome.err)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--quantization", "int3"], "quantization must be one of None, int8, int4, not 'int3'"),
+        (["--quantization-group-size", "32"], "quantization_group_size=32 goes with quantization='int4', not None"),
+    ],
+)
+def test_impossible_quantization_is_wrong_usage(command: Command, flags: list[str], message: str) -> None:
+    outcome = command("generate", "-p", "abcd", *flags)
+
+    assert outcome.code == 2
+    assert message in outcome.err
 
 
 def test_the_command_line_beats_the_environment_beats_the_file(

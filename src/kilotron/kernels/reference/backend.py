@@ -1,6 +1,6 @@
 """ReferenceBackend: every kernel operation in plain torch. Correct before fast, and the same on any device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -53,9 +53,10 @@ class ReferenceLinear(NamedTuple):
 
 
 class ReferenceExperts(NamedTuple):
-    """The experts' weights as they are."""
+    """The experts' plain weights, E matrices each."""
 
-    weights: ExpertWeights
+    gate_up: Tensor | Sequence[Tensor]
+    down: Tensor | Sequence[Tensor]
     activation: Activation
 
 
@@ -75,8 +76,7 @@ class ReferenceBackend:
 
     def pack_linear(self, weight: Weight, bias: Tensor | None, activation: Activation | None = None) -> PackedLinear:
         """Keeps what is plain as it is."""
-        plain = weight.dequantize() if isinstance(weight, QuantizedWeight) else weight
-        return ReferenceLinear(plain, bias, activation)
+        return ReferenceLinear(_dequantized(weight), bias, activation)
 
     def linear(self, x: Tensor, packed: PackedLinear, residual: Tensor | None = None) -> Tensor:
         """[T, in] -> [T, out]"""
@@ -155,16 +155,19 @@ class ReferenceBackend:
         return attention.paged_attention(query, kv, plan, options)
 
     def pack_experts(self, weights: ExpertWeights, kind: str) -> PackedExperts:
-        """Keeps them as they are."""
-        return ReferenceExperts(weights, Activation(kind, is_gated=True))
+        """Keeps what is plain as it is."""
+        gate_up, down = (
+            stack if isinstance(stack, Tensor) else [_dequantized(weight) for weight in stack] for stack in weights
+        )
+        return ReferenceExperts(gate_up, down, Activation(kind, is_gated=True))
 
     def mix_experts(self, x: Tensor, packed: PackedExperts, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
         """One product per expert that any token chose; a token's experts are summed in ascending order of id."""
         result = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         for expert in expert_ids.unique().tolist():
             tokens, choice = (expert_ids == expert).nonzero(as_tuple=True)
-            hidden = self.multiply(x.index_select(0, tokens), packed.weights.gate_up[expert], None)
-            hidden = self.multiply(self.activate(hidden, packed.activation), packed.weights.down[expert], None)
+            hidden = self.multiply(x.index_select(0, tokens), packed.gate_up[expert], None)
+            hidden = self.multiply(self.activate(hidden, packed.activation), packed.down[expert], None)
             result.index_add_(0, tokens, hidden.float() * expert_weights[tokens, choice].unsqueeze(-1))
         return result.to(x.dtype)
 
@@ -178,6 +181,10 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     if 2 * half == x.shape[-1]:
         return rotated
     return torch.cat((rotated, x[..., 2 * half :]), dim=-1)
+
+
+def _dequantized(weight: Weight) -> Tensor:
+    return weight.dequantize() if isinstance(weight, QuantizedWeight) else weight
 
 
 def _activate(x: Tensor, kind: str) -> Tensor:

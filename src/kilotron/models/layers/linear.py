@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kilotron.kernels.interface import Activation, KernelBackend, PackedLinear
+from kilotron.kernels.interface import Activation, KernelBackend, PackedLinear, QuantizedWeight, Weight
 
 
 def empty_parameter(*shape: int) -> nn.Parameter:
@@ -24,14 +24,20 @@ class Linear(nn.Module):
         *,
         bias: bool,
         activation: Activation | None = None,
+        can_round: bool = True,
     ) -> None:
-        """`output_sizes` are the parts stacked in the weight's rows, such as query, key and value."""
+        """`output_sizes` are the parts stacked in the weight's rows, such as query, key and value.
+
+        `can_round` says whether a plain weight may be quantized when quantization is asked for.
+        """
         super().__init__()
         self.kernels = kernels
         self.output_sizes = tuple(output_sizes)
         self.activation = activation
+        self.can_round = can_round
         self.weight = empty_parameter(sum(output_sizes), input_size)
         self.bias = empty_parameter(sum(output_sizes)) if bias else None
+        self.quantized: QuantizedWeight | None = None
         self.packed: PackedLinear = None
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -39,8 +45,13 @@ class Linear(nn.Module):
         return self.kernels.linear(x, self.packed, residual)
 
     def pack(self) -> None:
-        """Hands the loaded weight to the kernels and forgets it here, so that it is not held twice."""
-        self.packed = self.kernels.pack_linear(self.weight, self.bias, self.activation)
+        """Hands the loaded weight to the kernels and forgets it here, so that it is not held twice.
+
+        That is `quantized` where loading has set it, else `weight`.
+        """
+        weight = self.weight if self.quantized is None else self.quantized
+        self.packed = self.kernels.pack_linear(weight, self.bias, self.activation)
+        self.quantized = None
         self.weight = empty_parameter(*self.weight.shape)
         if self.bias is not None:
             self.bias = empty_parameter(*self.bias.shape)
@@ -58,6 +69,6 @@ class TiedLinear(nn.Module):
         """[T, in] -> [T, out]"""
         return self.kernels.linear(x, self.packed)
 
-    def pack(self, weight: Tensor) -> None:
-        """Hands the other module's loaded weight to the kernels."""
+    def pack(self, weight: Weight) -> None:
+        """Hands the other module's loaded weight, or what was made of it, to the kernels."""
         self.packed = self.kernels.pack_linear(weight, None)

@@ -1,9 +1,11 @@
 """MixtureOfExperts: a router picks a few experts per token; their outputs are summed with the router's weights."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from kilotron.kernels.interface import ExpertWeights, KernelBackend, PackedExperts
+from kilotron.kernels.interface import ExpertWeights, KernelBackend, PackedExperts, Weight
 from kilotron.models.layers.linear import Linear, empty_parameter
 from kilotron.models.transformer_config import TransformerConfig
 
@@ -15,6 +17,7 @@ class ExpertLinear(nn.Module):
         super().__init__()
         self.output_sizes = output_sizes
         self.weight = empty_parameter(num_experts, sum(output_sizes), input_size)
+        self.quantized: Sequence[Weight] | None = None
 
 
 class Experts(nn.Module):
@@ -33,10 +36,15 @@ class Experts(nn.Module):
         return self.kernels.mix_experts(hidden, self.packed, expert_ids, expert_weights)
 
     def pack(self) -> None:
-        """Hands the loaded weights to the kernels and forgets them here, so that they are not held twice."""
-        weights = ExpertWeights(self.linear_fc1.weight, self.linear_fc2.weight)
-        self.packed = self.kernels.pack_experts(weights, self.activation)
-        for linear in (self.linear_fc1, self.linear_fc2):
+        """Hands the loaded weights to the kernels and forgets them here, so that they are not held twice.
+
+        Those are `quantized` where loading has set it, else `weight`.
+        """
+        linears = (self.linear_fc1, self.linear_fc2)
+        stacks = [linear.weight if linear.quantized is None else linear.quantized for linear in linears]
+        self.packed = self.kernels.pack_experts(ExpertWeights(*stacks), self.activation)
+        for linear in linears:
+            linear.quantized = None
             linear.weight = empty_parameter(*linear.weight.shape)
 
 
@@ -49,7 +57,7 @@ class MixtureOfExperts(nn.Module):
             raise ValueError("a mixture of experts needs num_moe_experts and moe_ffn_hidden_size")
         self.num_chosen = config.moe_router_topk
         self.norm_topk_prob = config.norm_topk_prob
-        self.router = Linear(kernels, config.hidden_size, (config.num_moe_experts,), bias=False)
+        self.router = Linear(kernels, config.hidden_size, (config.num_moe_experts,), bias=False, can_round=False)
         self.experts = Experts(config, kernels, config.num_moe_experts, config.moe_ffn_hidden_size)
 
     def forward(self, hidden: Tensor, residual: Tensor | None = None) -> Tensor:
