@@ -73,13 +73,13 @@ class CpuBackend(ReferenceBackend):
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float, weight_offset: float = 0.0) -> Tensor:
         """Zhang and Sennrich 2019, in float32."""
         result = torch.empty(x.shape, dtype=x.dtype)
-        self._kernels.rms_norm(_three_axes(x), weight, epsilon, weight_offset, _three_axes(result))
+        self._kernels.rms_norm(x, weight, epsilon, weight_offset, result)
         return result
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
         """Ba, Kiros and Hinton 2016."""
         result = torch.empty(x.shape, dtype=x.dtype)
-        self._kernels.layer_norm(_three_axes(x), weight, bias, epsilon, _three_axes(result))
+        self._kernels.layer_norm(x, weight, bias, epsilon, result)
         return result
 
     def allocate_kv(self, shape: KVShape) -> list[KVLayer]:
@@ -163,7 +163,3 @@ def _choose_isa(native: ModuleType) -> str:
     if not supported or supported[0].endswith("_emulated"):
         raise KernelError("the CPU kernels need AVX2 at least, which this processor lacks; use kernels=reference")
     return supported[0]
-
-
-def _three_axes(x: Tensor) -> Tensor:
-    return x.unsqueeze(1) if x.ndim == 2 else x

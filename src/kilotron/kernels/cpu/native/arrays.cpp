@@ -87,11 +87,12 @@ void refuse(const char* name, const std::string& expected) {
     throw nb::type_error((std::string(name) + ": expected " + expected).c_str());
 }
 
-Array::Array(nb::handle object, const char* name, int ndim) : name_(name), ndim_(ndim) {
+Array::Array(nb::handle object, const char* name, int least_axes, int most_axes) : name_(name) {
     const DLTensor tensor = view_of(object, name);
+    const int ndim = ndim_ = tensor.ndim;
     if (tensor.device_type != kCpu) refuse(name, "an array in the memory of the CPU");
-    if (tensor.ndim != ndim)
-        refuse(name, std::to_string(ndim) + " axes, found " + std::to_string(tensor.ndim));
+    if (ndim < least_axes || ndim > most_axes)
+        refuse(name, std::to_string(least_axes) + " axes, found " + std::to_string(ndim));
     kind = tensor.lanes == 1 ? kind_of(tensor.code, tensor.bits) : Kind::other;
     int64_t contiguous = 1;
     for (int axis = ndim - 1; axis >= 0; axis--) {

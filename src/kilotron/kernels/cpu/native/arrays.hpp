@@ -18,7 +18,11 @@ enum class Kind : uint8_t { f32, f16, bf16, i64, i32, i8, other };
 class Array {
   public:
     // Raises TypeError unless `object` is a CPU array with `ndim` axes, the last of them contiguous.
-    Array(nanobind::handle object, const char* name, int ndim);
+    Array(nanobind::handle object, const char* name, int ndim) : Array(object, name, ndim, ndim) {}
+    // The same with any number of axes within two bounds.
+    Array(nanobind::handle object, const char* name, int least_axes, int most_axes);
+
+    int ndim() const { return ndim_; }
 
     void* data = nullptr;
     int64_t shape[4] = {};

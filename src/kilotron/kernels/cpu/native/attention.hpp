@@ -7,6 +7,7 @@
 
 namespace kilotron::KILOTRON_ISA {
 
+constexpr float kLog2OfE = 1.44269504f;
 constexpr int64_t kQueryRows = 48;  // rows of queries (tokens times heads) that pass over the keys together
 
 // What one thread needs for a task: `rows` queries of `channels` (padded).
@@ -188,6 +189,8 @@ class AttentionTask {
 
     // Scores to weights of the online softmax; rescales what was summed under a lower maximum.
     void weigh(int64_t tile, int64_t rows) {
+        // Scores in units of ln 2, so that weights are powers of two.
+        const float scale = call_.softcap != 0 ? call_.scale / call_.softcap : call_.scale * kLog2OfE;
         for (int64_t r = 0; r < rows; r++) {
             const int64_t position = position_of(r) - tile * kKeyTile;  // within the tile, or beyond it
             const int64_t begin = call_.window == 0 ? 0 : position - call_.window + 1;
@@ -196,8 +199,8 @@ class AttentionTask {
             for (int64_t g = 0; g < kQuad; g++) {
                 is_seen[g] = position >= g * kPanel && begin < (g + 1) * kPanel;
                 if (!is_seen[g]) continue;
-                Vec value = mul(load(scratch_.scores + r * kKeyTile + g * kPanel), splat(call_.scale));
-                if (call_.softcap != 0) value = mul(tanh(div(value, splat(call_.softcap))), splat(call_.softcap));
+                Vec value = mul(load(scratch_.scores + r * kKeyTile + g * kPanel), splat(scale));
+                if (call_.softcap != 0) value = mul(tanh(value), splat(call_.softcap * kLog2OfE));
                 scores[g] = masked(value, begin - g * kPanel, position - g * kPanel, -INFINITY);
                 best = max(best, scores[g]);
             }
@@ -207,7 +210,7 @@ class AttentionTask {
             float* totals = scratch_.totals + r * kPanel;
             Vec total = load(totals);
             if (maximum > old_maximum) {
-                const Vec factor = exp(splat(old_maximum - maximum));
+                const Vec factor = exp2(splat(old_maximum - maximum));
                 total = mul(total, factor);
                 float* output = scratch_.output + r * channels_;
                 for (int64_t c = 0; c < channels_; c += kPanel) store(output + c, mul(load(output + c), factor));
@@ -216,7 +219,7 @@ class AttentionTask {
             for (int64_t g = 0; g < kQuad; g++) {
                 Vec weight = zero();
                 if (is_seen[g]) {
-                    weight = exp(sub(scores[g], splat(maximum)));
+                    weight = exp2(sub(scores[g], splat(maximum)));
                     weight = masked(weight, begin - g * kPanel, position - g * kPanel, 0.0f);
                     total = add(total, weight);
                 }

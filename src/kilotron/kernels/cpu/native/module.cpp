@@ -288,7 +288,7 @@ class CpuKernels {
         const int64_t most = kv.view.num_blocks * kv.view.block_size;
         if (std::any_of(call.slots, call.slots + tokens, [&](int64_t slot) { return slot < 0 || slot >= most; }))
             refuse("slots", "places in this cache (" + std::to_string(most) + ")");
-        run([&] { kernels_.rotate_and_append(call, threads_); });
+        run([&] { kernels_.rotate_and_append(call, workspace_, threads_); });
     }
 
     void paged_attention(nb::handle query, const KVLayer& kv, const StepRows& rows, float scale, int64_t window,
@@ -374,14 +374,15 @@ class CpuKernels {
     }
 
     static NormCall norm_call(nb::handle x, nb::handle weight, nb::handle bias, float epsilon, nb::handle result) {
-        const Array input(x, "x", 3), gain(weight, "weight", 1), output(result, "result", 3);
+        const Array input(x, "x", 2, 3), gain(weight, "weight", 1), output(result, "result", 2, 3);
+        const int last = input.ndim() - 1;
         NormCall call{};
         call.x = input.data;
         call.outer = input.shape[0];
-        call.inner = input.shape[1];
-        call.size = input.shape[2];
+        call.inner = last == 2 ? input.shape[1] : 1;
+        call.size = input.shape[last];
         call.outer_stride = input.strides[0];
-        call.inner_stride = input.strides[1];
+        call.inner_stride = last == 2 ? input.strides[1] : 0;
         call.epsilon = epsilon;
         call.dtype = input.dtype();
         gain.expect_kind(input.kind);
@@ -395,7 +396,7 @@ class CpuKernels {
         }
         output.expect_kind(input.kind);
         output.expect_contiguous();
-        for (int axis = 0; axis < 3; axis++) output.expect_shape(axis, input.shape[axis]);
+        for (int axis = 0; axis <= last; axis++) output.expect_shape(axis, input.shape[axis]);
         call.result = output.data;
         return call;
     }

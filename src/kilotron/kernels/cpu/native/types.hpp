@@ -170,7 +170,7 @@ class Workspace;
 struct Kernels {
     const char* name;
     void (*linear)(const LinearCall* calls, int64_t num_calls, Workspace& workspace, int threads);
-    void (*rotate_and_append)(const AppendCall& call, int threads);
+    void (*rotate_and_append)(const AppendCall& call, Workspace& workspace, int threads);
     void (*attention)(const AttentionCall& call, Workspace& workspace, int threads);
     void (*rms_norm)(const NormCall& call, int threads);
     void (*layer_norm)(const NormCall& call, int threads);
