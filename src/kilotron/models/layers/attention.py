@@ -43,7 +43,7 @@ class SelfAttention(nn.Module):
         kv = batch.kv_layers[self.layer]
         query = self.kernels.rotate_and_append(query, keys, values, rotation, kv, batch.kv_slots)
         context = self.kernels.paged_attention(query, kv, batch.attention, self.options)
-        return self.linear_proj(context.view(context.shape[0], -1), residual)
+        return self.linear_proj(context.reshape(context.shape[0], -1), residual)
 
     def _heads(self, x: Tensor, norm: nn.Module | None) -> Tensor:
         """[T, heads * D] -> [T, heads, D], normed before or after the split."""
