@@ -413,6 +413,8 @@ class CpuKernels {
 
 NB_MODULE(_native, m) {
     using namespace kilotron;
+    // An interrupt may leave a traceback, and with it weights, alive until the interpreter has gone.
+    nb::set_leak_warnings(false);
     m.doc() = "Kernels for CPUs. Arguments are checked here; see kernels/cpu/backend.py for what they mean.";
     m.def("supported_isas", &supported_isas);
     nb::class_<PackedMatrix>(m, "PackedMatrix")
