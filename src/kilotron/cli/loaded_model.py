@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 from kilotron.cli.failures import UsageError
 from kilotron.cli.options import EngineOptions, RunOptions
 from kilotron.cli.output import format_table, note
+from kilotron.cli.profile_summary import describe_profile
 from kilotron.cli.sampling_layers import describe_sampling, merge_sampling
 from kilotron.cli.signals import leaving_at_once
 from kilotron.sampling_params import SamplingParams
+from kilotron.trace import check_writable
 
 if TYPE_CHECKING:
     from kilotron.apis.llm import MegatronLLM
@@ -94,6 +96,8 @@ def open_model(model: str | None, engine: EngineOptions, run: RunOptions) -> Ite
         KilotronError: options or checkpoint are wrong.
     """
     config = engine.to_config()
+    if config.profile is not None:
+        check_writable(config.profile)
     times = PhaseTimes() if run.verbose else None
     if model is None:
         if config.num_threads is None:
@@ -108,12 +112,22 @@ def open_model(model: str | None, engine: EngineOptions, run: RunOptions) -> Ite
     with _warnings_on_stderr(is_verbose=run.verbose):
         with LoadProgressBar(is_wanted=run.progress) as bar:
             llm = MegatronLLM(model, engine.tokenizer, inference_config=config, on_progress=bar.update)
-        with llm:
+        with _told_at_the_end(llm), llm:
             loaded = LoadedModel(llm, model or "bundled", run, times)
             loaded.mark("load")
             if run.verbose:
                 _tell_decisions(llm)
             yield loaded
+
+
+@contextmanager
+def _told_at_the_end(llm: "MegatronLLM") -> Iterator[None]:
+    """Tells the summary of a profile, also of a command that was interrupted or failed."""
+    try:
+        yield
+    finally:
+        if llm.trace is not None:
+            print(describe_profile(llm.trace), file=sys.stderr)
 
 
 def _tell_decisions(llm: "MegatronLLM") -> None:

@@ -1,0 +1,29 @@
+"""LoadPhases: how long the parts of loading a model took, and how many bytes they dealt with."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+
+class LoadPhase(NamedTuple):
+    """One part of loading."""
+
+    name: str
+    seconds: float
+    num_bytes: int | None = None
+    """Read, packed or set aside; None where that says nothing."""
+
+
+class LoadPhases:
+    """Phases one after the other; a dozen clock readings per model, so they are always on."""
+
+    def __init__(self) -> None:
+        self.done: list[LoadPhase] = []
+
+    @contextmanager
+    def measure(self, name: str, num_bytes: int | None = None) -> Iterator[None]:
+        """Adds a phase, when it ends without an error."""
+        start = time.perf_counter()
+        yield
+        self.done.append(LoadPhase(name, time.perf_counter() - start, num_bytes))
