@@ -101,8 +101,6 @@ class SamplingTable:
 
     def record(self, slots: Sequence[int], token_ids: Sequence[int]) -> None:
         """Takes note of tokens just sampled, one per slot."""
-        if not (self._columns["flags"][np.asarray(slots, dtype=np.int64)] & RowFlags.EDITED).any():
-            return
         for slot, token_id in zip(slots, token_ids, strict=True):
             edits = self._edits[slot]
             if edits is not None:
