@@ -1,6 +1,6 @@
 """Brings a checkpoint's tensors into a model: everything is checked first, then read, arranged and packed in turn.
 
-Knows names and shapes, not file formats: a checkpoint is anything with `config`, `tensors` and `read`.
+Knows names and shapes, not file formats: a checkpoint is anything with `config`, `tensors`, `read` and `drop_pages`.
 """
 
 import logging
@@ -50,6 +50,7 @@ class NamedTensors(Protocol):
     @property
     def tensors(self) -> Mapping[str, TensorInfo]: ...
     def read(self, name: str) -> Tensor: ...
+    def drop_pages(self) -> None: ...
 
 
 class PlannedTensor(NamedTuple):
@@ -116,7 +117,10 @@ def load_weights(
                 on_progress(bytes_done, bytes_total)
         if isinstance(owner, Linear | Experts):
             owner.pack()
-    model.tie_output_layer()
+        elif owner is model.embedding.word_embeddings:
+            # At once, and before all others: the table, the largest of all, is not in memory twice beside them.
+            model.tie_output_layer()
+            checkpoint.drop_pages()
     used = expected.keys() | tied_duplicate
     leftovers = sorted(name for name in checkpoint.tensors if name not in used and not names.is_ignored(name))
     if leftovers:
