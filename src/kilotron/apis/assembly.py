@@ -11,6 +11,7 @@ import torch
 from kilotron.apis.engine_parts import EngineParts, plain_parts, profiled_parts
 from kilotron.apis.load_phases import LoadPhase, LoadPhases
 from kilotron.checkpoints.huggingface import HuggingFaceCheckpoint
+from kilotron.checkpoints.read_ahead import start_reading_ahead
 from kilotron.config import InferenceConfig, MachineFacts, ModelFacts, ResolvedConfig, resolve
 from kilotron.engines.dynamic_engine import DynamicInferenceEngine
 from kilotron.engines.request_intake import RequestIntake, RequestLimits
@@ -95,13 +96,14 @@ def assemble(
     with phases.measure("checkpoint headers"):
         checkpoint = HuggingFaceCheckpoint.open(source)
     with checkpoint:
+        start_reading_ahead(checkpoint.folder)
         kernels, machine = _choose_machine(config)
         model_config = read_transformer_config(checkpoint.config)
         resolved = resolve(config, _model_facts(model_config), machine)
         with phases.measure("tokenizer"):
             ready = _choose_tokenizer(tokenizer, checkpoint.folder)
         built = GPTModel(model_config, parts.kernels(kernels), resolved.max_sequence_length)
-        with phases.measure("weights read and packed", checkpoint.total_bytes):
+        with phases.measure("weights read and packed", checkpoint.total_bytes, is_transfer=True):
             load_weights(built, checkpoint, getattr(torch, resolved.dtype), on_progress=on_progress)
         return _build(built, ready, resolved, checkpoint.generation_config, parts, phases)
 

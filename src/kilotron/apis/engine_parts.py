@@ -6,15 +6,7 @@ from typing import NamedTuple
 
 from kilotron.contexts.dynamic_context import DynamicInferenceContext
 from kilotron.engines.dynamic_engine import DynamicInferenceEngine
-from kilotron.engines.profiled_engine import (
-    ProfiledContext,
-    ProfiledController,
-    ProfiledEngine,
-    ProfiledScheduler,
-    ProfiledWrapper,
-)
 from kilotron.kernels.interface import KernelBackend
-from kilotron.kernels.profiling import ProfiledBackend
 from kilotron.model_inference_wrappers.gpt_inference_wrapper import GPTInferenceWrapper
 from kilotron.scheduling.scheduler import Scheduler
 from kilotron.text_generation_controllers.text_generation_controller import TextGenerationController
@@ -49,6 +41,15 @@ def plain_parts() -> EngineParts:
 
 def profiled_parts(trace: Trace) -> EngineParts:
     """The same, all with their times in one trace."""
+    from kilotron.engines.profiled_engine import (
+        ProfiledContext,
+        ProfiledController,
+        ProfiledEngine,
+        ProfiledScheduler,
+        ProfiledWrapper,
+    )
+    from kilotron.kernels.profiling import ProfiledBackend
+
     return EngineParts(
         kernels=partial(ProfiledBackend, trace=trace),
         wrapper=partial(ProfiledWrapper, trace=trace),

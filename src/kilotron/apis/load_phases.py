@@ -12,7 +12,9 @@ class LoadPhase(NamedTuple):
     name: str
     seconds: float
     num_bytes: int | None = None
-    """Read, packed or set aside; None where that says nothing."""
+    """Moved or set aside; None where that says nothing."""
+    is_transfer: bool = False
+    """Whether the bytes were moved, so that there is a rate."""
 
 
 class LoadPhases:
@@ -22,8 +24,8 @@ class LoadPhases:
         self.done: list[LoadPhase] = []
 
     @contextmanager
-    def measure(self, name: str, num_bytes: int | None = None) -> Iterator[None]:
+    def measure(self, name: str, num_bytes: int | None = None, *, is_transfer: bool = False) -> Iterator[None]:
         """Adds a phase, when it ends without an error."""
         start = time.perf_counter()
         yield
-        self.done.append(LoadPhase(name, time.perf_counter() - start, num_bytes))
+        self.done.append(LoadPhase(name, time.perf_counter() - start, num_bytes, is_transfer))
