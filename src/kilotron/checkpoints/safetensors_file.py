@@ -43,8 +43,8 @@ class SafetensorsFile:
         """How many reads of a tensor somebody still holds."""
 
     def read(self, name: str) -> "torch.Tensor":
-        """The tensor as a view of the file. Writing to it is allowed and never reaches the file; what was written may be
-        lost once nobody holds the tensor any more.
+        """The tensor as a view of the file. Writing to it is allowed and never reaches the file; what was written may
+        be lost once nobody holds the tensor any more.
 
         Raises:
             BrokenCheckpointError: the file changed or vanished since its header was checked.

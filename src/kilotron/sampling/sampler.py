@@ -172,7 +172,7 @@ class _Step:
                 self._log_probs[row] = log_probs[place]
                 self._top_n[row] = listed[place] if listed else None
 
-    def _rows_with(self, flags: RowFlags) -> np.ndarray:
+    def _rows_with(self, flags: int) -> np.ndarray:
         """Rows that have all the flags and no fault."""
         has_flag = (self._columns["flags"] & flags) == flags
         has_flag[list(self._faults)] = False
