@@ -22,15 +22,19 @@ _LEAST_EXPONENT = -31.0
 
 
 def max_of_rows(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """[R, V] -> greatest logit and its lowest id, [R] each. A row that holds NaN gives NaN.
+    """[R, V] float32 -> greatest logit and its lowest id, [R] each. A row that holds NaN gives NaN.
 
     On a CPU by numpy: 2 us for a row of 2k columns and 12 us for one of 150k, where torch takes 24 and 43 (one core).
-    Elsewhere in two levels, because torch's max with indices costs seven times its max without.
     """
-    if logits.is_cpu:
-        values = logits.numpy()
-        ids = values.argmax(1)
-        return torch.from_numpy(values[np.arange(len(ids)), ids]), torch.from_numpy(ids)
+    if not logits.is_cpu:
+        return max_by_blocks(logits)
+    values = logits.detach().numpy()
+    ids = values.argmax(1)
+    return torch.from_numpy(values[np.arange(len(ids)), ids]), torch.from_numpy(ids)
+
+
+def max_by_blocks(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """`max_of_rows` on any device, in two levels: torch's max with indices costs seven times its max without."""
     num_tokens = logits.shape[1]
     body = num_tokens - num_tokens % _BLOCK
     block_best = logits[:, :body].unflatten(1, (-1, _BLOCK)).amax(2)

@@ -64,7 +64,8 @@ def modify_logits_for_top_p_filtering(logits: Tensor, top_p: float) -> None:
     """
     if not 0.0 < top_p < 1.0:
         return
-    exponents = to_exponents(logits.float(), max_of_rows(logits)[0].float())
+    wide = logits.float()
+    exponents = to_exponents(wide, max_of_rows(wide)[0])
     limits = Truncation(
         torch.zeros(len(logits), dtype=torch.int64, device=logits.device),
         torch.full((len(logits),), top_p, dtype=torch.float64, device=logits.device),
