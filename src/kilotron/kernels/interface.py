@@ -155,7 +155,7 @@ class KernelBackend(Protocol):
 
     @property
     def name(self) -> str:
-        """The backend's name as in `InferenceConfig.kernels`."""
+        """For people: its name as in `InferenceConfig.kernels`, and the instruction set where that matters."""
         ...
 
     @property

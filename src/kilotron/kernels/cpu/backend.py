@@ -125,15 +125,26 @@ class CpuBackend(ReferenceBackend):
 
     def pack_experts(self, weights: ExpertWeights, kind: str) -> PackedExperts:
         """One packed matrix of each kind for each expert."""
+        gate_up, down = _of_one_kind(weights.gate_up), _of_one_kind(weights.down)
         activation = Activation(kind, is_gated=True)
-        gate_up = [self.pack_linear(weight, None, activation) for weight in weights.gate_up]
-        return CpuExperts(gate_up, [self.pack_linear(weight, None) for weight in weights.down])
+        return CpuExperts(
+            [self.pack_linear(weight, None, activation) for weight in gate_up],
+            [self.pack_linear(weight, None) for weight in down],
+        )
 
     def mix_experts(self, x: Tensor, packed: PackedExperts, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
         """All experts' products in two parallel loops; a token's experts are summed in ascending order of id."""
         result = torch.empty(x.shape, dtype=x.dtype)
         self._kernels.mix_experts(x, packed.gate_up, packed.down, expert_ids, expert_weights, result)
         return result
+
+
+def _of_one_kind(weights: Tensor | Sequence[Weight]) -> Sequence[Weight]:
+    """All quantized with the same number of bits, or all plain: the kernels multiply all experts in one loop."""
+    kinds = {weight.bits if isinstance(weight, QuantizedWeight) else None for weight in weights}
+    if len(kinds) == 1:
+        return list(weights)
+    return [weight.dequantize() if isinstance(weight, QuantizedWeight) else weight for weight in weights]
 
 
 def why_not_native() -> str | None:
