@@ -17,7 +17,7 @@
 #include <immintrin.h>
 #endif
 
-enum { READ_RUNS = 9, PEAK_RUNS = 5, STREAMS = 8, CHAINS = 12 };
+enum { READ_RUNS = 9, PEAK_RUNS = 9, STREAMS = 8, CHAINS = 12 };
 static const size_t HUGE_PAGE = 2 << 20;
 
 typedef int64_t lanes __attribute__((vector_size(64)));
@@ -72,7 +72,7 @@ static float work(long calls) {
 }
 #elif defined(__AVX512BF16__)
 static const char *const UNIT = "AVX512-BF16 dot";
-static const long CALLS = 30000000;
+static const long CALLS = 60000000;
 static const double OPERATIONS_PER_CALL = CHAINS * 32 * 2;
 static float work(long calls) {
   __m512 sums[CHAINS];
@@ -88,7 +88,7 @@ static float work(long calls) {
 }
 #elif defined(__AVX512F__)
 static const char *const UNIT = "AVX-512 FMA fp32";
-static const long CALLS = 30000000;
+static const long CALLS = 60000000;
 static const double OPERATIONS_PER_CALL = CHAINS * 16 * 2;
 static float work(long calls) {
   __m512 sums[CHAINS], half = _mm512_set1_ps(0.5f);
@@ -103,7 +103,7 @@ static float work(long calls) {
 }
 #elif defined(__AVX2__) && defined(__FMA__)
 static const char *const UNIT = "AVX2 FMA fp32";
-static const long CALLS = 30000000;
+static const long CALLS = 60000000;
 static const double OPERATIONS_PER_CALL = CHAINS * 8 * 2;
 static float work(long calls) {
   __m256 sums[CHAINS], half = _mm256_set1_ps(0.5f);
@@ -119,7 +119,7 @@ static float work(long calls) {
 #else
 typedef float floats __attribute__((vector_size(16)));
 static const char *const UNIT = "vector fp32, as the compiler has it";
-static const long CALLS = 30000000;
+static const long CALLS = 60000000;
 static const double OPERATIONS_PER_CALL = CHAINS * 4 * 2;
 static float work(long calls) {
   floats sums[CHAINS], half = {0.5f, 0.5f, 0.5f, 0.5f};
