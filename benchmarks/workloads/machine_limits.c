@@ -77,13 +77,13 @@ static const double OPERATIONS_PER_CALL = CHAINS * 32 * 2;
 static float work(long calls) {
   __m512 sums[CHAINS];
   __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
-  for (int j = 0; j < CHAINS; j++) sums[j] = _mm512_set1_ps((float)j);
+  _Pragma("GCC unroll 12") for (int j = 0; j < CHAINS; j++) sums[j] = _mm512_set1_ps((float)j);
   for (long i = 0; i < calls; i++)
-    for (int j = 0; j < CHAINS; j++) {
+    _Pragma("GCC unroll 12") for (int j = 0; j < CHAINS; j++) {
       sums[j] = _mm512_dpbf16_ps(sums[j], ones, ones);
       __asm__ volatile("" : "+v"(sums[j]));
     }
-  for (int j = 1; j < CHAINS; j++) sums[0] = _mm512_add_ps(sums[0], sums[j]);
+  _Pragma("GCC unroll 12") for (int j = 1; j < CHAINS; j++) sums[0] = _mm512_add_ps(sums[0], sums[j]);
   return _mm512_reduce_add_ps(sums[0]);
 }
 #elif defined(__AVX512F__)
@@ -92,13 +92,13 @@ static const long CALLS = 60000000;
 static const double OPERATIONS_PER_CALL = CHAINS * 16 * 2;
 static float work(long calls) {
   __m512 sums[CHAINS], half = _mm512_set1_ps(0.5f);
-  for (int j = 0; j < CHAINS; j++) sums[j] = _mm512_set1_ps((float)j);
+  _Pragma("GCC unroll 12") for (int j = 0; j < CHAINS; j++) sums[j] = _mm512_set1_ps((float)j);
   for (long i = 0; i < calls; i++)
-    for (int j = 0; j < CHAINS; j++) {
+    _Pragma("GCC unroll 12") for (int j = 0; j < CHAINS; j++) {
       sums[j] = _mm512_fmadd_ps(sums[j], half, half);
       __asm__ volatile("" : "+v"(sums[j]));
     }
-  for (int j = 1; j < CHAINS; j++) sums[0] = _mm512_add_ps(sums[0], sums[j]);
+  _Pragma("GCC unroll 12") for (int j = 1; j < CHAINS; j++) sums[0] = _mm512_add_ps(sums[0], sums[j]);
   return _mm512_reduce_add_ps(sums[0]);
 }
 #elif defined(__AVX2__) && defined(__FMA__)
@@ -107,13 +107,13 @@ static const long CALLS = 60000000;
 static const double OPERATIONS_PER_CALL = CHAINS * 8 * 2;
 static float work(long calls) {
   __m256 sums[CHAINS], half = _mm256_set1_ps(0.5f);
-  for (int j = 0; j < CHAINS; j++) sums[j] = _mm256_set1_ps((float)j);
+  _Pragma("GCC unroll 12") for (int j = 0; j < CHAINS; j++) sums[j] = _mm256_set1_ps((float)j);
   for (long i = 0; i < calls; i++)
-    for (int j = 0; j < CHAINS; j++) {
+    _Pragma("GCC unroll 12") for (int j = 0; j < CHAINS; j++) {
       sums[j] = _mm256_fmadd_ps(sums[j], half, half);
       __asm__ volatile("" : "+x"(sums[j]));
     }
-  for (int j = 1; j < CHAINS; j++) sums[0] = _mm256_add_ps(sums[0], sums[j]);
+  _Pragma("GCC unroll 12") for (int j = 1; j < CHAINS; j++) sums[0] = _mm256_add_ps(sums[0], sums[j]);
   return sums[0][0];
 }
 #else
@@ -123,10 +123,10 @@ static const long CALLS = 60000000;
 static const double OPERATIONS_PER_CALL = CHAINS * 4 * 2;
 static float work(long calls) {
   floats sums[CHAINS], half = {0.5f, 0.5f, 0.5f, 0.5f};
-  for (int j = 0; j < CHAINS; j++) sums[j] = half * (float)j;
+  _Pragma("GCC unroll 12") for (int j = 0; j < CHAINS; j++) sums[j] = half * (float)j;
   for (long i = 0; i < calls; i++)
-    for (int j = 0; j < CHAINS; j++) sums[j] = sums[j] * half + half;
-  for (int j = 1; j < CHAINS; j++) sums[0] += sums[j];
+    _Pragma("GCC unroll 12") for (int j = 0; j < CHAINS; j++) sums[j] = sums[j] * half + half;
+  _Pragma("GCC unroll 12") for (int j = 1; j < CHAINS; j++) sums[0] += sums[j];
   return sums[0][0];
 }
 #endif
