@@ -9,7 +9,7 @@
 
 namespace kilotron::KILOTRON_ISA {
 
-constexpr int64_t kRowChunk = 384;      // rows whose sums stay in the cache while a quad of panels passes
+constexpr int64_t kRowChunk = 192;      // rows whose sums stay in the cache while a quad of panels passes
 constexpr int64_t kInputChunk = 4096;   // inputs of a quad of panels that stay in the cache while rows pass
 constexpr int64_t kDecodeChunk = 1024;  // inputs of a quantized quad that are decoded at a time; the largest group
 constexpr int64_t kSegments = 16;       // groups of inputs that one call takes in
