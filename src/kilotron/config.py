@@ -17,6 +17,7 @@ _QUANTIZATIONS = (None, "int8", "int4")
 _QUANTIZATION_GROUP_SIZES = (32, 64, 128)
 # See docs/quantization.md for the errors and sizes that speak for it.
 _DEFAULT_GROUP_SIZE = 64
+_KV_CACHE_DTYPES = ("auto", "int8")
 _LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs")
 # Share of the free memory that the KV cache takes at most when its size is "auto".
 _FREE_MEMORY_SHARE = 0.5
@@ -38,6 +39,8 @@ class InferenceConfig:
     """Kernel backend: auto, cpu or reference."""
     num_threads: int | None = None
     """CPU threads; None leaves torch's own choice."""
+    kv_cache_dtype: str = "auto"
+    """Type of the KV cache: auto (that of the activations) or int8, which holds twice as many tokens."""
     quantization: str | None = None
     """Quantizes the weights of a plain checkpoint while loading: int8 or int4; None leaves them as they are."""
     quantization_group_size: int | None = None
@@ -91,6 +94,7 @@ class InferenceConfig:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
         self._check_buffer_size()
+        _check_choice("kv_cache_dtype", self.kv_cache_dtype, _KV_CACHE_DTYPES)
         self._check_quantization()
 
     def _check_quantization(self) -> None:
@@ -137,6 +141,8 @@ class ModelFacts(NamedTuple):
     max_position_embeddings: int
     kv_numbers_per_token: int
     """Key and value numbers of one token over all layers; times the size of the dtype gives bytes."""
+    kv_heads_per_token: int
+    """Heads of keys and of values over all layers; each has a scale when the cache is int8."""
     quantization: str | None = None
     """How the checkpoint's weights are quantized already, for people; None when they are plain."""
 
@@ -189,8 +195,7 @@ def resolve(config: InferenceConfig, model: ModelFacts, machine: MachineFacts) -
     quantization, group_size, quantization_reason = _resolve_quantization(config, model)
     length, length_reason = _resolve_length(config, model)
     tokens, tokens_reason = _resolve_max_tokens(config, machine)
-    itemsize = 4 if dtype == "float32" else 2
-    block_bytes = model.kv_numbers_per_token * itemsize * config.block_size_tokens
+    block_bytes = _kv_token_bytes(config, model, dtype) * config.block_size_tokens
     blocks, blocks_reason = _resolve_blocks(config, machine, block_bytes, length)
     return ResolvedConfig(
         options=replace(config, max_tokens=tokens, max_sequence_length=length, quantization_group_size=group_size),
@@ -210,6 +215,12 @@ def resolve(config: InferenceConfig, model: ModelFacts, machine: MachineFacts) -
             "buffer_size_gb": blocks_reason,
         },
     )
+
+
+def _kv_token_bytes(config: InferenceConfig, model: ModelFacts, dtype: str) -> int:
+    if config.kv_cache_dtype == "int8":
+        return model.kv_numbers_per_token + 4 * model.kv_heads_per_token  # a float32 scale for each head
+    return model.kv_numbers_per_token * (4 if dtype == "float32" else 2)
 
 
 def _resolve_quantization(config: InferenceConfig, model: ModelFacts) -> tuple[str | None, int | None, str]:

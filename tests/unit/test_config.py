@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kilotron.config import GIB, InferenceConfig, MachineFacts, ModelFacts, resolve
 from kilotron.errors import ConfigError
 
-MODEL = ModelFacts(dtype="bfloat16", max_position_embeddings=2048, kv_numbers_per_token=1024)
+MODEL = ModelFacts(dtype="bfloat16", max_position_embeddings=2048, kv_numbers_per_token=1024, kv_heads_per_token=16)
 MACHINE = MachineFacts(device="cpu", device_reason="no accelerator found", free_memory_bytes=64 * GIB)
 
 WRONG_VALUES = [
@@ -19,6 +19,7 @@ WRONG_VALUES = [
     ("device", 5, "device must be a text, not 5"),
     ("kernels", None, "kernels must be a text, not None"),
     ("logprobs_mode", "raw", "logprobs_mode must be one of raw_logprobs, processed_logprobs, not 'raw'"),
+    ("kv_cache_dtype", "int4", "kv_cache_dtype must be one of auto, int8, not 'int4'"),
     ("quantization", "int3", "quantization must be one of None, int8, int4, not 'int3'"),
     ("quantization", 4, "quantization must be one of"),
     ("quantization_group_size", 48, "quantization_group_size must be one of 32, 64, 128, not 48"),
@@ -171,3 +172,11 @@ def test_buffer_too_small_for_a_block_is_refused_with_the_size_of_one() -> None:
 def test_machine_without_memory_is_told_what_to_do() -> None:
     with pytest.raises(ConfigError, match="hold no KV cache; free some, or set buffer_size_gb"):
         resolve(InferenceConfig(), MODEL, MACHINE._replace(free_memory_bytes=1000))
+
+
+def test_an_int8_cache_holds_almost_twice_the_tokens_in_the_same_memory() -> None:
+    machine = MachineFacts("cpu", "asked for", 8 * GIB)
+    plain, small = (
+        resolve(InferenceConfig(buffer_size_gb=1, kv_cache_dtype=dtype), MODEL, machine) for dtype in ("auto", "int8")
+    )
+    assert small.num_blocks / plain.num_blocks == pytest.approx(2 * 1024 / (1024 + 4 * 16), abs=0.001)

@@ -177,7 +177,7 @@ def _build(
         block_size=options.block_size_tokens,
         num_query_groups=model.config.num_query_groups,
         kv_channels=model.config.kv_channels,
-        dtype=getattr(torch, config.dtype),
+        dtype=getattr(torch, config.dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype),
     )
     with phases.measure("KV cache set aside", config.kv_cache_bytes):
         context = parts.context(
@@ -222,8 +222,13 @@ def _scheduler_limits(config: ResolvedConfig) -> SchedulerLimits:
 
 
 def _model_facts(config: TransformerConfig) -> ModelFacts:
-    kv_numbers = 2 * config.num_layers * config.num_query_groups * config.kv_channels
-    return ModelFacts(_dtype_name(config.params_dtype), config.context_length, kv_numbers)
+    kv_heads = 2 * config.num_layers * config.num_query_groups
+    return ModelFacts(
+        dtype=_dtype_name(config.params_dtype),
+        max_position_embeddings=config.context_length,
+        kv_numbers_per_token=kv_heads * config.kv_channels,
+        kv_heads_per_token=kv_heads,
+    )
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -132,6 +132,9 @@ class EngineOptions:
 
     tokenizer: Annotated[str | None, flag("Folder of the tokenizer; by default the checkpoint's.")] = None
     dtype: Annotated[str, flag("auto (the checkpoint's), float32, bfloat16 or float16.")] = _DEFAULTS.dtype
+    kv_cache_dtype: Annotated[
+        str, flag("Type of the KV cache: auto (that of the activations), or int8 for twice as many tokens.")
+    ] = _DEFAULTS.kv_cache_dtype
     quantization: Annotated[str | None, flag("Quantize the weights of a plain checkpoint: int8 or int4.")] = (
         _DEFAULTS.quantization
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
-from torch import Tensor, device, dtype
+from torch import Tensor, device, dtype, int8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,12 +26,14 @@ class KVShape:
     kv_channels: int
     """Head size (D)."""
     dtype: dtype
+    """That of the activations, or int8: then each key and each value of a head has a float32 scale besides."""
 
     @property
     def block_bytes(self) -> int:
         """Bytes of one block over all layers, keys and values."""
-        per_token = 2 * self.num_layers * self.num_query_groups * self.kv_channels * self.dtype.itemsize
-        return per_token * self.block_size
+        scale_bytes = 4 if self.dtype == int8 else 0
+        per_head = self.kv_channels * self.dtype.itemsize + scale_bytes
+        return 2 * self.num_layers * self.num_query_groups * per_head * self.block_size
 
     @property
     def total_bytes(self) -> int:

@@ -148,7 +148,7 @@ def test_it_can_be_built_twenty_times_in_one_process_and_gives_its_memory_back()
     for _ in range(20):
         # 32 MiB of cache and 5 of weights: a leak of either shows at once.
         with make_llm(make_model(vocab_size=20_000), buffer_size_gb=1 / 32) as llm:
-            torch.cat([layer.keys.flatten() for layer in llm.context.storage.layers]).zero_()
+            torch.cat([layer.keys.numbers.flatten() for layer in llm.context.storage.layers]).zero_()
             llm.generate("ab", GREEDY)
         del llm
         gc.collect()
@@ -159,8 +159,8 @@ def test_it_can_be_built_twenty_times_in_one_process_and_gives_its_memory_back()
 def test_shutdown_alone_gives_the_cache_back() -> None:
     llm = make_llm(buffer_size_gb=1 / 8)
     for layer in llm.context.storage.layers:
-        layer.keys.zero_()
-        layer.values.zero_()
+        layer.keys.numbers.zero_()
+        layer.values.numbers.zero_()
     del layer
     before = psutil.Process().memory_info().rss
     llm.shutdown()

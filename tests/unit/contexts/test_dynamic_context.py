@@ -79,11 +79,11 @@ def test_rows_that_do_not_sample_need_no_logits_but_scored_ones_do(context: Dyna
 def test_granted_blocks_are_zeroed_and_cached_ones_kept(context: DynamicInferenceContext) -> None:
     for layer in context.storage.layers:
         for cache in layer:
-            cache.fill_(float("nan"))
+            cache.numbers.fill_(float("nan"))
     context.prepare_batch(StepPlan(1, [row(0, 4, [1], [2])], [admission(0, [5])]))
     for layer in context.storage.layers:
-        assert not layer.keys[:, 2].any()
-        assert layer.values[:, 5].isnan().all()
+        assert not layer.keys.numbers[:, 2].any()
+        assert layer.values.numbers[:, 5].isnan().all()
 
 
 def test_a_closed_context_has_no_cache(context: DynamicInferenceContext) -> None:

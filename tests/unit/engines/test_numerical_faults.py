@@ -145,7 +145,7 @@ class HiccupWrapper(GPTInferenceWrapper):
         logits = super().run_one_forward_step(batch)
         if not self.is_well:
             for cache in batch.kv_layers[0]:
-                cache.flatten(1, 2)[:, batch.kv_slots] = float("nan")
+                cache.numbers.flatten(1, 2)[:, batch.kv_slots] = float("nan")
         self.is_well = True
         return logits
 

@@ -32,7 +32,7 @@ class Case:
         first = np.cumsum(self.rows.num_new) - self.rows.num_new
         query = torch.cat([self.query[first[i] : first[i] + self.rows.num_new[i]] for i in members])
         rows = AttentionRows(*(part[members] for part in self.rows))
-        plan = BACKEND.plan_attention(rows, self.kv.keys.shape[2])
+        plan = BACKEND.plan_attention(rows, self.kv.keys.numbers.shape[2])
         return list(BACKEND.paged_attention(query, self.kv, plan, self.options).split(rows.num_new.tolist()))
 
 
@@ -61,7 +61,7 @@ def make_case(
     )
     kv = BACKEND.allocate_kv(shape)[0]
     for cache in kv:
-        cache[:, 1:] = torch.randn(cache[:, 1:].shape, generator=generator).to(dtype)
+        cache.numbers[:, 1:] = torch.randn(cache.numbers[:, 1:].shape, generator=generator).to(dtype)
     order = (torch.randperm(total - 1, generator=generator) + 1).numpy()
     table = np.zeros((len(sizes), max(num_blocks)), dtype=np.int64)
     for row, count in enumerate(num_blocks):
@@ -76,9 +76,9 @@ def naive(case: Case, row: int) -> Tensor:
     """[new, heads, channels] in float64, one query and one head at a time."""
     computed, new = int(case.rows.num_computed[row]), int(case.rows.num_new[row])
     first = int(case.rows.num_new[:row].sum())
-    groups, _, block_size, channels = case.kv.keys.shape
+    groups, _, block_size, channels = case.kv.keys.numbers.shape
     blocks = case.rows.block_table[row, : -(-(computed + new) // block_size)]
-    keys, values = (cache[:, blocks].reshape(groups, -1, channels).double() for cache in case.kv)
+    keys, values = (cache.numbers[:, blocks].reshape(groups, -1, channels).double() for cache in case.kv)
     heads = case.query.shape[1]
     result = torch.zeros(new, heads, channels, dtype=torch.float64)
     for index in range(new):
@@ -165,8 +165,8 @@ def test_nan_in_blocks_of_others_does_not_leak(
     expected = case.run()[:-1]
     own = {0, *case.rows.block_table[:-1].reshape(-1).tolist()}  # the null block pads every row
     for cache in case.kv:
-        for block_id in set(range(cache.shape[1])) - own:
-            cache[:, block_id] = float("nan")
+        for block_id in set(range(cache.numbers.shape[1])) - own:
+            cache.numbers[:, block_id] = float("nan")
     for result, before in zip(case.run()[:-1], expected, strict=True):
         assert torch.equal(result, before)
 
@@ -185,5 +185,5 @@ def test_what_follows_a_row_in_its_last_block_does_not_matter() -> None:
     case = make_case([(3, 2)])
     expected = case.run()[0]
     for cache in case.kv:
-        cache[:, case.rows.block_table[0, 0], 5:] = 7.0
+        cache.numbers[:, case.rows.block_table[0, 0], 5:] = 7.0
     torch.testing.assert_close(case.run()[0], expected)

@@ -157,32 +157,32 @@ def make_shape(num_blocks: int = 5) -> KVShape:
 
 def test_the_null_block_is_zero_and_the_cache_is_as_large_as_its_shape_says() -> None:
     layers = BACKEND.allocate_kv(make_shape())
-    assert sum(cache.nbytes for layer in layers for cache in layer) == make_shape().total_bytes
-    assert all(not cache[:, 0].any() for layer in layers for cache in layer)
+    assert sum(cache.numbers.nbytes for layer in layers for cache in layer) == make_shape().total_bytes
+    assert all(not cache.numbers[:, 0].any() for layer in layers for cache in layer)
 
 
 def test_appended_keys_and_values_stand_at_their_slots_and_nowhere_else() -> None:
     kv = BACKEND.allocate_kv(make_shape())[1]
     for cache in kv:
-        cache.zero_()
+        cache.numbers.zero_()
     keys, values = draw(3, 2, 3), draw(3, 2, 3, seed=1)
     BACKEND.rotate_and_append(torch.cat((keys, keys, values), 1), None, None, kv, torch.tensor([7, 19, 4]))
     for token, (block, offset) in enumerate([(1, 3), (4, 3), (1, 0)]):
-        assert torch.equal(kv.keys[:, block, offset], keys[token])
-        assert torch.equal(kv.values[:, block, offset], values[token])
-    assert kv.keys.count_nonzero() == keys.numel()
+        assert torch.equal(kv.keys.numbers[:, block, offset], keys[token])
+        assert torch.equal(kv.values.numbers[:, block, offset], values[token])
+    assert kv.keys.numbers.count_nonzero() == keys.numel()
 
 
 def test_cleared_blocks_are_zero_in_all_layers_and_others_untouched() -> None:
     layers = BACKEND.allocate_kv(make_shape())
     for layer in layers:
         for cache in layer:
-            cache.fill_(float("nan"))
+            cache.numbers.fill_(float("nan"))
     BACKEND.clear_kv_blocks(layers, [2, 4])
     for layer in layers:
         for cache in layer:
-            assert not cache[:, [2, 4]].any()
-            assert cache[:, [0, 1, 3]].isnan().all()
+            assert not cache.numbers[:, [2, 4]].any()
+            assert cache.numbers[:, [0, 1, 3]].isnan().all()
 
 
 def test_an_unknown_backend_or_device_is_refused_with_the_known_ones() -> None:

@@ -25,11 +25,45 @@ _QUERY_MULTIPLE = 4
 _KEY_TILE = 512
 
 
-class ReferenceKVLayer(NamedTuple):
-    """One layer's keys and values, [G, N, B, D] each."""
+class Cache(NamedTuple):
+    """One layer's keys, or its values."""
 
-    keys: Tensor
-    values: Tensor
+    numbers: Tensor
+    """[G, N, B, D]"""
+    scales: Tensor | None
+    """[G, N, B] float32 when the numbers are int8; they are to be multiplied with it."""
+
+    def write(self, rows: Tensor, slots: Tensor) -> None:
+        """Writes [T, G, D] to slots [T] = block id * B + offset."""
+        groups, _, _, channels = self.numbers.shape
+        rows = rows.transpose(0, 1)
+        if self.scales is not None:
+            scales = rows.float().abs().amax(-1) / 127
+            self.scales.view(groups, -1).index_copy_(1, slots, scales)
+            # A row of zeros has the scale 0; one with a NaN keeps it in its scale.
+            inverse = torch.where(scales > 0, 1 / scales, 0.0)
+            rows = (rows.float() * inverse.unsqueeze(-1)).nan_to_num().round().to(torch.int8)
+        self.numbers.view(groups, -1, channels).index_copy_(1, slots, rows)
+
+    def read(self, block_index: Tensor, dtype: torch.dtype) -> Tensor:
+        """[n] block ids -> [G, n, B, D] in `dtype`"""
+        numbers = self.numbers.index_select(1, block_index)
+        if self.scales is None:
+            return numbers
+        return (numbers.float() * self.scales.index_select(1, block_index).unsqueeze(-1)).to(dtype)
+
+    def clear(self, block_index: Tensor) -> None:
+        """Zeroes blocks."""
+        self.numbers.index_fill_(1, block_index, 0)
+        if self.scales is not None:
+            self.scales.index_fill_(1, block_index, 0)
+
+
+class ReferenceKVLayer(NamedTuple):
+    """One layer of the cache."""
+
+    keys: Cache
+    values: Cache
 
 
 @dataclass(slots=True)
@@ -106,7 +140,7 @@ def _bundle(
 
 
 def paged_attention(query: Tensor, kv: ReferenceKVLayer, plan: ReferencePlan, options: AttentionOptions) -> Tensor:
-    """Attention of a step's tokens over the cache. query [T, H, D]; kv both [G, N, B, D] -> [T, H, D]"""
+    """Attention of a step's tokens over the cache. [T, H, D] -> [T, H, D]"""
     result = torch.empty_like(query)
     for bundle in plan.bundles:
         part = _attend(query, kv, bundle, options)
@@ -121,15 +155,17 @@ def paged_attention(query: Tensor, kv: ReferenceKVLayer, plan: ReferencePlan, op
 def _attend(query: Tensor, kv: ReferenceKVLayer, bundle: _Bundle, options: AttentionOptions) -> Tensor:
     """-> [r * q, H, D]"""
     rows, queries = bundle.num_rows, bundle.num_queries
-    groups, channels = kv.keys.shape[0], kv.keys.shape[3]
+    groups, channels = kv.keys.numbers.shape[0], kv.keys.numbers.shape[3]
     heads = query.shape[1]
     if bundle.token_index is not None:
         query = query.index_select(0, bundle.token_index)
     # The g query heads of one key-value head become further queries of it, so keys are never repeated.
     grouped = query.view(rows, queries, groups, heads // groups, channels).permute(2, 0, 3, 1, 4)
     grouped = grouped.reshape(groups, rows, -1, channels)
-    keys = kv.keys.index_select(1, bundle.block_index).view(groups, rows, -1, channels)[:, :, : bundle.num_keys]
-    values = kv.values.index_select(1, bundle.block_index).view(groups, rows, -1, channels)[:, :, : bundle.num_keys]
+    keys, values = (
+        cache.read(bundle.block_index, query.dtype).view(groups, rows, -1, channels)[:, :, : bundle.num_keys]
+        for cache in kv
+    )
     num_grouped = grouped.shape[2]
     grouped = functional.pad(grouped, (0, 0, 0, -num_grouped % _QUERY_MULTIPLE))
     mask = bundle.masks.get(options.window)

@@ -24,7 +24,7 @@ from kilotron.kernels.interface import (
     Weight,
 )
 from kilotron.kernels.reference import attention
-from kilotron.kernels.reference.attention import ReferenceKVLayer, ReferencePlan
+from kilotron.kernels.reference.attention import Cache, ReferenceKVLayer, ReferencePlan
 
 # Products of a few odd rows, or of few multiplications, take another path through the CPU's matrix library, with
 # another order of summation. Padding small ones to a multiple of 4 rows and beyond the fewest multiplications keeps a
@@ -120,35 +120,38 @@ class ReferenceBackend:
         return functional.layer_norm(x, (x.shape[-1],), weight, bias, epsilon)
 
     def allocate_kv(self, shape: KVShape) -> list[KVLayer]:
-        """One tensor, [layers, 2, G, N, B, D]. Only the null block is touched, so memory fills as it is used."""
-        storage = torch.empty(
-            (shape.num_layers, 2, shape.num_query_groups, shape.num_blocks, shape.block_size, shape.kv_channels),
-            dtype=shape.dtype,
-            device=self.device,
-        )
-        storage[:, :, :, 0] = 0
-        return [ReferenceKVLayer(layer[0], layer[1]) for layer in storage.unbind(0)]
+        """Only the null block is touched, so memory fills as it is used."""
+        sizes = (shape.num_query_groups, shape.num_blocks, shape.block_size)
+
+        def cache() -> Cache:
+            numbers = torch.empty((*sizes, shape.kv_channels), dtype=shape.dtype, device=self.device)
+            has_scales = shape.dtype == torch.int8
+            made = Cache(numbers, torch.empty(sizes, device=self.device) if has_scales else None)
+            made.clear(torch.zeros(1, dtype=torch.int64, device=self.device))
+            return made
+
+        return [ReferenceKVLayer(cache(), cache()) for _ in range(shape.num_layers)]
 
     def clear_kv_blocks(self, kv_layers: list[KVLayer], block_ids: list[int]) -> None:
         """Zeroes blocks in all layers."""
         index = torch.tensor(block_ids, device=self.device)
         for layer in kv_layers:
-            layer.keys.index_fill_(1, index, 0)
-            layer.values.index_fill_(1, index, 0)
+            layer.keys.clear(index)
+            layer.values.clear(index)
 
     def rotate_and_append(
         self, heads: Tensor, norms: HeadNorms | None, rotation: Rotation | None, kv: KVLayer, kv_slots: Tensor
     ) -> Tensor:
         """[T, H + 2G, D] -> [T, H, D]"""
-        groups, _, _, channels = kv.keys.shape
+        groups = kv.keys.numbers.shape[0]
         query, keys, values = heads.split((heads.shape[1] - 2 * groups, groups, groups), dim=1)
         if norms is not None:
             query = self.rms_norm(query, norms.query_weight, norms.epsilon, norms.weight_offset)
             keys = self.rms_norm(keys, norms.key_weight, norms.epsilon, norms.weight_offset)
         if rotation is not None:
             query, keys = rotate(query, rotation), rotate(keys, rotation)
-        kv.keys.view(groups, -1, channels).index_copy_(1, kv_slots, keys.transpose(0, 1))
-        kv.values.view(groups, -1, channels).index_copy_(1, kv_slots, values.transpose(0, 1))
+        kv.keys.write(keys, kv_slots)
+        kv.values.write(values, kv_slots)
         return query
 
     def plan_attention(self, rows: AttentionRows, block_size: int) -> ReferencePlan:

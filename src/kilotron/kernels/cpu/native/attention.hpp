@@ -3,6 +3,7 @@
 #pragma once
 #include <cmath>
 
+#include "elementwise.hpp"
 #include "linear.hpp"
 
 namespace kilotron::KILOTRON_ISA {
@@ -26,8 +27,8 @@ class AttentionScratch {
         output = reinterpret_cast<float*>(take(rows * channels * 4));
         totals = reinterpret_cast<float*>(take(rows * kPanel * 4));
         maxima = reinterpret_cast<float*>(take(rows * 4));
-        keys = take(2 * kKeyTile * channels * 4);
-        values = take(2 * kKeyTile * channels * 4);
+        for (std::byte** two_tiles : {&keys, &values, &decoded_keys, &decoded_values})
+            *two_tiles = take(2 * kKeyTile * (channels + kPanel) * 4);
         bytes = next - memory;
     }
 
@@ -43,16 +44,20 @@ class AttentionScratch {
     float* maxima;       // [rows]
     std::byte* keys;     // two tiles gathered from blocks that do not hold whole groups
     std::byte* values;
+    std::byte* decoded_keys;  // two tiles of int8 as bf16
+    std::byte* decoded_values;
     int64_t bytes;
 };
 
 // One row of the step, one key-value head, a stretch of new tokens.
-template <typename Type>
+template <typename Type, bool is_int8>
 class AttentionTask {
   public:
-    static constexpr Format format = std::is_same_v<Type, F32> ? Format::f32
+    static constexpr Format format = is_int8                       ? Format::i8
+                                     : std::is_same_v<Type, F32> ? Format::f32
                                      : std::is_same_v<Type, F16> ? Format::f16
                                                                  : Format::bf16;
+    using Layout = Stored<Type, is_int8>;
     using Item = typename Type::Item;
     using Input = typename Operand<format>::Input;
 
@@ -76,7 +81,7 @@ class AttentionTask {
             const int64_t next_head = head_ + 1 < call_.kv.heads ? head_ + 1 : head_;
             const Tile next = is_last ? locate(first_tile, next_head, last_position) : locate(tile + 1, head_, last_position);
             score(present, next, rows);
-            weigh(tile, rows);
+            weigh(tile, present, rows);
             mix(present, next, rows);
             present = next;
         }
@@ -88,6 +93,8 @@ class AttentionTask {
     struct Tile {
         const std::byte* keys[kQuad];
         const std::byte* values[kQuad];
+        const float* key_scales[kQuad];  // int8 only
+        const float* value_scales[kQuad];
     };
 
     int64_t position_of(int64_t r) const { return row_.num_computed + first_ + r / group_; }
@@ -126,48 +133,65 @@ class AttentionTask {
         half_ = 1 - half_;
         for (int64_t g = 0; g < kQuad; g++) {
             const int64_t position = tile * kKeyTile + g * kPanel;
-            int64_t block = 0, group = 0;
-            if (position <= last_position) {
-                if (kv.block_size % kPanel != 0) {
-                    gather(half_ * kQuad + g, position, head, last_position, found.keys[g], found.values[g]);
-                    continue;
-                }
-                block = row_.blocks[position / kv.block_size];
-                group = position % kv.block_size / kPanel;
+            if (position <= last_position && kv.block_size % kPanel != 0) {
+                gather(g, position, head, last_position, found);
+            } else {
+                const bool is_there = position <= last_position;
+                const int64_t block = is_there ? row_.blocks[position / kv.block_size] : 0;
+                const int64_t group = is_there ? position % kv.block_size / kPanel : 0;
+                found.keys[g] = kv.keys(block, head, group);
+                found.values[g] = kv.values(block, head, group);
             }
-            found.keys[g] = kv.keys(block, head, group);
-            found.values[g] = kv.values(block, head, group);
+            if constexpr (is_int8) {
+                found.key_scales[g] = reinterpret_cast<const float*>(found.keys[g] + kv.numbers_bytes());
+                found.value_scales[g] = reinterpret_cast<const float*>(found.values[g] + kv.numbers_bytes());
+                if (KILOTRON_AMX) decode(g, found);
+            }
         }
         return found;
     }
 
+    std::byte* scratch_group(std::byte* memory, int64_t g) const {
+        return memory + (half_ * kQuad + g) * kPanel * (channels_ + kPanel) * 4;
+    }
+
     // Copies 16 positions from blocks that do not hold whole groups into a group of their own.
-    void gather(int64_t place, int64_t first, int64_t head, int64_t last_position, const std::byte*& found_keys,
-                const std::byte*& found_values) {
+    void gather(int64_t g, int64_t first, int64_t head, int64_t last_position, Tile& found) {
         const KVLayerView& kv = call_.kv;
-        constexpr int64_t step = format == Format::bf16 ? 2 : 1;  // inputs that lie side by side
-        auto* keys = reinterpret_cast<Item*>(scratch_.keys + place * kv.group_bytes());
-        auto* values = reinterpret_cast<Item*>(scratch_.values + place * kv.group_bytes());
+        using Item = typename Layout::Item;
+        std::byte *keys = scratch_group(scratch_.keys, g), *values = scratch_group(scratch_.values, g);
         std::memset(keys, 0, kv.group_bytes());
         std::memset(values, 0, kv.group_bytes());
         for (int64_t lane = 0; lane < kPanel && first + lane <= last_position; lane++) {
             const int64_t block = row_.blocks[(first + lane) / kv.block_size], offset = (first + lane) % kv.block_size;
             const int64_t from = offset % kPanel;
-            const auto* block_keys = reinterpret_cast<const Item*>(kv.keys(block, head, offset / kPanel));
-            const auto* block_values = reinterpret_cast<const Item*>(kv.values(block, head, offset / kPanel));
+            const std::byte* block_keys = kv.keys(block, head, offset / kPanel);
+            const std::byte* block_values = kv.values(block, head, offset / kPanel);
+            const auto copy = [](std::byte* to, int64_t to_index, const std::byte* source, int64_t index, auto unit) {
+                using Unit = decltype(unit);
+                reinterpret_cast<Unit*>(to)[to_index] = reinterpret_cast<const Unit*>(source)[index];
+            };
             for (int64_t c = 0; c < channels_; c++) {
-                const int64_t line = c / step * kPanel;
-                keys[(line + lane) * step + c % step] = block_keys[(line + from) * step + c % step];
-                values[value_index<step>(c, lane)] = block_values[value_index<step>(c, from)];
+                copy(keys, Layout::key_index(c, lane), block_keys, Layout::key_index(c, from), Item());
+                copy(values, Layout::value_index(c, lane), block_values, Layout::value_index(c, from), Item());
+            }
+            if constexpr (is_int8) {
+                copy(keys + kv.numbers_bytes(), lane, block_keys + kv.numbers_bytes(), from, float());
+                copy(values + kv.numbers_bytes(), lane, block_values + kv.numbers_bytes(), from, float());
             }
         }
-        found_keys = reinterpret_cast<const std::byte*>(keys);
-        found_values = reinterpret_cast<const std::byte*>(values);
+        found.keys[g] = keys;
+        found.values[g] = values;
     }
 
-    template <int64_t step>
-    static int64_t value_index(int64_t channel, int64_t lane) {
-        return channel / kPanel * kPanel * kPanel + (lane / step * kPanel + channel % kPanel) * step + lane % step;
+    // Tiles multiply bf16 only; both parts lie in the same order as int8.
+    void decode(int64_t g, Tile& found) {
+        auto* keys = reinterpret_cast<uint16_t*>(scratch_group(scratch_.decoded_keys, g));
+        auto* values = reinterpret_cast<uint16_t*>(scratch_group(scratch_.decoded_values, g));
+        decode_panel<Format::i8>(found.keys[g], nullptr, channels_, keys);
+        decode_panel<Format::i8>(found.values[g], nullptr, channels_, values);
+        found.keys[g] = reinterpret_cast<const std::byte*>(keys);
+        found.values[g] = reinterpret_cast<const std::byte*>(values);
     }
 
     ReadAhead read_ahead(const std::byte* const* groups) const {
@@ -188,7 +212,7 @@ class AttentionTask {
     }
 
     // Scores to weights of the online softmax; rescales what was summed under a lower maximum.
-    void weigh(int64_t tile, int64_t rows) {
+    void weigh(int64_t tile, const Tile& groups, int64_t rows) {
         // Scores in units of ln 2, so that weights are powers of two.
         const float scale = call_.softcap != 0 ? call_.scale / call_.softcap : call_.scale * kLog2OfE;
         for (int64_t r = 0; r < rows; r++) {
@@ -200,6 +224,7 @@ class AttentionTask {
                 is_seen[g] = position >= g * kPanel && begin < (g + 1) * kPanel;
                 if (!is_seen[g]) continue;
                 Vec value = mul(load(scratch_.scores + r * kKeyTile + g * kPanel), splat(scale));
+                if constexpr (is_int8) value = mul(value, load(groups.key_scales[g]));
                 if (call_.softcap != 0) value = mul(tanh(value), splat(call_.softcap * kLog2OfE));
                 scores[g] = masked(value, begin - g * kPanel, position - g * kPanel, -INFINITY);
                 best = max(best, scores[g]);
@@ -223,6 +248,7 @@ class AttentionTask {
                     weight = masked(weight, begin - g * kPanel, position - g * kPanel, 0.0f);
                     total = add(total, weight);
                 }
+                if constexpr (is_int8) weight = mul(weight, load(groups.value_scales[g]));
                 if constexpr (std::is_same_v<Input, float>)
                     store(weights + g * kPanel, weight);
                 else
@@ -243,7 +269,7 @@ class AttentionTask {
     }
 
     void mix(const Tile& tile, const Tile& next, int64_t rows) {
-        const int64_t channel_block = call_.kv.group_bytes() / channels_ * kPanel;  // bytes of 16 channels in a group
+        const int64_t channel_block = panel_bytes(KILOTRON_AMX && is_int8 ? Format::bf16 : format, kPanel);
         Segment segments[kQuad];
         ReadAhead ahead = read_ahead(next.values);
         for (int64_t panel = 0; panel < channels_ / kPanel; panel += kQuad) {
@@ -261,7 +287,7 @@ class AttentionTask {
     void multiply(const Segment* segments, int64_t num_segments, const std::byte* x, int64_t x_stride, float* sums,
                   int64_t sums_stride, int64_t rows, int64_t panels, bool is_first, ReadAhead& ahead) {
 #if KILOTRON_AMX
-        if constexpr (format == Format::bf16) {
+        if constexpr (format == Format::bf16 || is_int8) {
             accumulate_with_tiles(segments, num_segments, reinterpret_cast<const uint16_t*>(x), x_stride, sums,
                                   sums_stride, rows, panels, is_first, ahead);
             return;
@@ -310,8 +336,13 @@ static void run_attention(const AttentionCall& call, Workspace& workspace, int t
             }
             const int64_t first = within * tokens_per_task, left = row->num_new - first;
             const int64_t tokens = left < tokens_per_task ? left : tokens_per_task;
-            with_type(call.kv.dtype, [&](auto type) {
-                AttentionTask<decltype(type)>(call, *row, task % call.kv.heads, first, tokens, scratch).run();
+            with_type(call.dtype, [&](auto type) {
+                using Type = decltype(type);
+                const int64_t head = task % call.kv.heads;
+                if (call.kv.format == Format::i8)
+                    AttentionTask<Type, true>(call, *row, head, first, tokens, scratch).run();
+                else
+                    AttentionTask<Type, false>(call, *row, head, first, tokens, scratch).run();
             });
         }
     });

@@ -140,59 +140,102 @@ static const typename Type::Item* head_of(const Heads& heads, int64_t token, int
     return static_cast<const typename Type::Item*>(heads.data) + token * heads.token_stride + head * heads.head_stride;
 }
 
-// Keys of consecutive lanes into their group: an input's 16 positions lie side by side.
-template <typename Type>
-static void write_keys(const typename Type::Item* rows, int64_t stride, int64_t count, int64_t channels, int64_t lane,
+// One key or value as the cache stores it: as it is, or as int8 with a scale.
+struct AsItIs {
+    template <typename Type>
+    static float store(const typename Type::Item* from, int64_t size, typename Type::Item* to) {
+        std::memcpy(to, from, size * sizeof(*to));
+        return 1.0f;
+    }
+};
+struct AsInt8 {
+    // Gives the scale: the greatest magnitude is 127. What is not finite makes the scale NaN, so that it is not lost.
+    template <typename Type>
+    static float store(const typename Type::Item* from, int64_t size, int8_t* to) {
+        Vec best = zero(), nothing = zero();
+        for (int64_t c = 0; c < size; c += kPanel) {
+            const Vec value = read_some<Type>(from + c, size - c);
+            best = max(best, absolute(value));
+            nothing = fma(value, zero(), nothing);
+        }
+        const float scale = max_of(best) / 127.0f + sum(nothing);
+        const Vec inverse = splat(scale > 0 ? 1.0f / scale : 0.0f);
+        for (int64_t c = 0; c < size; c += kPanel) {
+            uint16_t narrow[kPanel];
+            store_narrow(narrow, to_int(round_even(mul(read_some<Type>(from + c, size - c), inverse))));
+            for (int64_t i = 0; i < kPanel && c + i < size; i++) to[c + i] = static_cast<int8_t>(narrow[i]);
+        }
+        return scale;
+    }
+};
+
+// How the cache holds numbers of a type: `Item` in memory, `kStep` inputs side by side (see types.hpp).
+template <typename Type, bool is_int8>
+struct Stored {
+    using Item = std::conditional_t<is_int8, int8_t, typename Type::Item>;
+    using Way = std::conditional_t<is_int8, AsInt8, AsItIs>;
+    static constexpr int64_t kStep = is_int8 || std::is_same_v<Type, BF16> ? 2 : 1;
+
+    static int64_t key_index(int64_t channel, int64_t lane) {
+        return (channel / kStep * kPanel + lane) * kStep + channel % kStep;
+    }
+    static int64_t value_index(int64_t channel, int64_t lane) {
+        const int64_t block = channel / kPanel * kPanel * kPanel;
+        return block + (lane / kStep * kPanel + channel % kPanel) * kStep + lane % kStep;
+    }
+};
+
+// Keys of consecutive lanes into their group, `kStep` channels at a time.
+template <typename Layout>
+static void write_keys(const typename Layout::Item* rows, int64_t stride, int64_t count, int64_t channels, int64_t lane,
                        std::byte* group) {
-    // Pairs of bf16 move as one unit; an odd last channel has a zero beside it.
-    using Unit = std::conditional_t<std::is_same_v<Type, F16>, uint16_t, uint32_t>;
-    constexpr int64_t items = sizeof(Unit) / sizeof(typename Type::Item);
+    struct Unit {
+        typename Layout::Item items[Layout::kStep];
+    };
     auto* to = reinterpret_cast<Unit*>(group) + lane;
-    for (int64_t unit = 0; unit < divide_up(channels, items); unit++)
+    for (int64_t unit = 0; unit < divide_up(channels, Layout::kStep); unit++)
         for (int64_t i = 0; i < count; i++)
-            std::memcpy(to + unit * kPanel + i, rows + i * stride + unit * items, sizeof(Unit));
+            std::memcpy(to + unit * kPanel + i, rows + i * stride + unit * Layout::kStep, sizeof(Unit));
 }
 
-// One value into its group: 16 channels lie side by side, for bf16 with those of the neighbouring position between.
-template <typename Type>
-static void write_value(const typename Type::Item* value, int64_t channels, int64_t lane, std::byte* group) {
-    using Item = typename Type::Item;
+// One value into its group: 16 channels lie side by side, with those of the neighbouring position between.
+template <typename Layout>
+static void write_value(const typename Layout::Item* value, int64_t channels, int64_t lane, std::byte* group) {
+    auto* to = reinterpret_cast<typename Layout::Item*>(group);
     for (int64_t c = 0; c < channels; c += kPanel) {
         const int64_t left = channels - c < kPanel ? channels - c : kPanel;
-        auto* block = reinterpret_cast<Item*>(group) + c * kPanel;
-        if constexpr (std::is_same_v<Type, BF16>) {
+        if constexpr (std::is_same_v<typename Layout::Item, uint16_t> && Layout::kStep == 2) {
             uint16_t part[kPanel] = {};
-            std::memcpy(part, value + c, left * sizeof(Item));
-            uint16_t* line = block + lane / 2 * 2 * kPanel;
+            std::memcpy(part, value + c, left * sizeof(part[0]));
+            uint16_t* line = to + Layout::value_index(c, lane / 2 * 2);
             const IntVec fresh = widen_u16(part), before = load_int(line);
             store_int(line, lane % 2 ? bit_or(bit_and(before, splat_int(0xffff)), shift_left<16>(fresh))
                                      : bit_or(bit_and(before, splat_int(-65536)), fresh));
         } else {
-            std::memcpy(block + lane * kPanel, value + c, left * sizeof(Item));
+            for (int64_t i = 0; i < left; i++) to[Layout::value_index(c + i, lane)] = value[c + i];
         }
     }
 }
 
 // Asks for the lines that the appended keys and values of a head will change; those of a group that is cleared need
 // not be read.
-template <typename Type>
 static void prefetch_run(const KVLayerView& kv, int64_t slot, int64_t head) {
-    const int64_t offset = slot % kv.block_size, lane = offset % kPanel;
-    if (lane == 0) return;
+    const int64_t offset = slot % kv.block_size;
+    if (offset % kPanel == 0) return;
     const std::byte* keys = kv.keys(slot / kv.block_size, head, offset / kPanel);
     const std::byte* values = kv.values(slot / kv.block_size, head, offset / kPanel);
     for (int64_t line = 0; line < kv.group_bytes(); line += 64) __builtin_prefetch(keys + line, 1);
-    const int64_t value_line = lane * kPanel * static_cast<int64_t>(sizeof(typename Type::Item)) / 64 * 64;
-    const int64_t channel_block = kPanel * kPanel * static_cast<int64_t>(sizeof(typename Type::Item));
-    for (int64_t block = 0; block < kv.group_bytes(); block += channel_block)
-        __builtin_prefetch(values + block + value_line, 1);
+    const int64_t block_bytes = panel_bytes(kv.format, kPanel);
+    for (int64_t block = 0; block < kv.numbers_bytes(); block += block_bytes)
+        __builtin_prefetch(values + block + offset % kPanel * (block_bytes / kPanel), 1);
 }
 
 // Writes keys and values of tokens whose slots follow each other within one group. Who writes the first position of a
 // group clears it, so that what an earlier owner left (a NaN, say) never meets a position that is still masked.
-template <typename Type>
+template <typename Type, bool is_int8>
 static void append_run(const AppendCall& call, int64_t token, int64_t count, int64_t head) {
-    using Item = typename Type::Item;
+    using Layout = Stored<Type, is_int8>;
+    using Item = typename Layout::Item;
     const KVLayerView& kv = call.kv;
     const int64_t slot = call.slots[token], offset = slot % kv.block_size, lane = offset % kPanel;
     std::byte* keys = kv.keys(slot / kv.block_size, head, offset / kPanel);
@@ -202,16 +245,25 @@ static void append_run(const AppendCall& call, int64_t token, int64_t count, int
         std::memset(values, 0, kv.group_bytes());
     }
     // Keys scatter over all lines of their group: fetched one head ahead, they cost a fraction of the time.
-    if (head + 1 < kv.heads) prefetch_run<Type>(kv, slot, head + 1);
+    if (head + 1 < kv.heads) prefetch_run(kv, slot, head + 1);
     Item rows[kPanel * kMostChannels];
+    Item value[kMostChannels];
+    typename Type::Item key[kMostChannels];
     const int64_t stride = kv.padded_channels();
     for (int64_t i = 0; i < count; i++) {
         Item* row = rows + i * stride;
-        prepare_head<Type>(call, token + i, head_of<Type>(call.keys, token + i, head), call.key_weight, row);
+        prepare_head<Type>(call, token + i, head_of<Type>(call.keys, token + i, head), call.key_weight, key);
+        const float key_scale = Layout::Way::template store<Type>(key, kv.channels, row);
         if (kv.channels % 2) row[kv.channels] = 0;
-        write_value<Type>(head_of<Type>(call.values, token + i, head), kv.channels, lane + i, values);
+        const float value_scale =
+            Layout::Way::template store<Type>(head_of<Type>(call.values, token + i, head), kv.channels, value);
+        write_value<Layout>(value, kv.channels, lane + i, values);
+        if constexpr (is_int8) {
+            reinterpret_cast<float*>(keys + kv.numbers_bytes())[lane + i] = key_scale;
+            reinterpret_cast<float*>(values + kv.numbers_bytes())[lane + i] = value_scale;
+        }
     }
-    write_keys<Type>(rows, stride, count, kv.channels, lane, keys);
+    write_keys<Layout>(rows, stride, count, kv.channels, lane, keys);
 }
 
 // How many tokens from `token` on have slots that follow each other within one group.
@@ -235,16 +287,17 @@ static void run_rotate_and_append(const AppendCall& call, Workspace& workspace, 
     WorkRanges runs(num_runs, threads);
     run_threads(threads, [&](int thread) {
         for (int64_t run; (run = runs.take(thread)) >= 0;)
-            with_type(call.kv.dtype, [&](auto type) {
+            with_type(call.dtype, [&](auto type) {
                 using Type = decltype(type);
-                prefetch_run<Type>(call.kv, call.slots[starts[run]], 0);
+                prefetch_run(call.kv, call.slots[starts[run]], 0);
                 for (int64_t token = starts[run]; token < starts[run + 1]; token++)
                     for (int64_t head = 0; head < query_heads; head++)
                         prepare_head<Type>(call, token, head_of<Type>(call.query, token, head), call.query_weight,
                                            static_cast<typename Type::Item*>(call.rotated_query) +
                                                (token * query_heads + head) * call.kv.channels);
+                const auto append = call.kv.format == Format::i8 ? append_run<Type, true> : append_run<Type, false>;
                 for (int64_t head = 0; head < call.kv.heads; head++)
-                    append_run<Type>(call, starts[run], starts[run + 1] - starts[run], head);
+                    append(call, starts[run], starts[run + 1] - starts[run], head);
             });
     });
 }

@@ -149,10 +149,12 @@ std::vector<KVLayer> allocate_kv(int64_t num_layers, int64_t num_blocks, int64_t
                                  int64_t channels, const std::string& dtype) {
     if (num_layers < 1 || num_blocks < 1 || block_size < 1 || heads < 1 || channels < 1 || channels > kMostChannels)
         throw nb::value_error("the sizes of a KV cache must be positive, and channels at most 1024");
-    const DType type = dtype == "float32" ? DType::f32 : dtype == "float16" ? DType::f16 : DType::bf16;
-    if (type == DType::bf16 && dtype != "bfloat16")
-        throw nb::value_error(("dtype " + dtype + " of a KV cache is none of float32, float16, bfloat16").c_str());
-    KVLayerView view{nullptr, type, num_blocks, block_size, heads, channels};
+    const std::pair<const char*, Format> formats[] = {
+        {"float32", Format::f32}, {"float16", Format::f16}, {"bfloat16", Format::bf16}, {"int8", Format::i8}};
+    const auto* format = std::find_if(std::begin(formats), std::end(formats), [&](auto f) { return dtype == f.first; });
+    if (format == std::end(formats))
+        throw nb::value_error(("dtype " + dtype + " of a KV cache is none of float32, float16, bfloat16, int8").c_str());
+    KVLayerView view{nullptr, format->second, num_blocks, block_size, heads, channels};
     const int64_t layer_bytes = view.block_bytes() * num_blocks;
     auto memory = std::make_shared<Buffer>(num_layers * layer_bytes);
     std::vector<KVLayer> layers;
@@ -263,8 +265,9 @@ class CpuKernels {
         if (query_heads < 1) refuse("heads", "queries, keys and values");
         AppendCall call{};
         call.kv = kv.view;
-        const Heads first = heads_of(all, kv.view.dtype, tokens, all.shape[1], channels);
-        const int64_t head_bytes = first.head_stride * item_bytes(kv.view.dtype);
+        call.dtype = dtype_for(kv.view, all);
+        const Heads first = heads_of(all, call.dtype, tokens, all.shape[1], channels);
+        const int64_t head_bytes = first.head_stride * item_bytes(call.dtype);
         const auto heads_from = [&](int64_t number, int64_t count) {
             return Heads{static_cast<std::byte*>(first.data) + number * head_bytes, first.token_stride,
                          first.head_stride, count};
@@ -272,7 +275,7 @@ class CpuKernels {
         call.query = heads_from(0, query_heads);
         call.keys = heads_from(query_heads, kv.view.heads);
         call.values = heads_from(query_heads + kv.view.heads, kv.view.heads);
-        heads_of(output, kv.view.dtype, tokens, query_heads, channels);
+        heads_of(output, call.dtype, tokens, query_heads, channels);
         output.expect_contiguous();
         call.rotated_query = output.data;
         call.query_weight = gain_of(query_weight, all.kind, channels);
@@ -307,14 +310,15 @@ class CpuKernels {
                          float softcap, nb::handle result) {
         const Array queries(query, "query", 3), output(result, "result", 3);
         const int64_t heads = queries.shape[1];
+        const DType dtype = dtype_for(kv.view, queries);
         rows.check_against(kv.view);
         for (const Array* array : {&queries, &output}) {
-            heads_of(*array, kv.view.dtype, rows.num_tokens(), heads, kv.view.channels);
+            heads_of(*array, dtype, rows.num_tokens(), heads, kv.view.channels);
             array->expect_contiguous();
         }
         if (heads % kv.view.heads != 0) refuse("query", "a multiple of the cache's heads");
         if (window < 0) throw nb::value_error("window must be positive, or 0 for none");
-        const AttentionCall call{kv.view,     rows.rows().data(), static_cast<int64_t>(rows.rows().size()),
+        const AttentionCall call{kv.view,     dtype, rows.rows().data(), static_cast<int64_t>(rows.rows().size()),
                                  queries.data, output.data,        heads,
                                  scale,       softcap,            window};
         run([&] { kernels_.attention(call, workspace_, threads_); });
@@ -377,8 +381,15 @@ class CpuKernels {
         return views;
     }
 
+    // The dtype of activations that go into a cache, or come out of it.
+    static DType dtype_for(const KVLayerView& kv, const Array& array) {
+        const DType dtype = array.dtype();
+        if (kv.format != Format::i8 && kv.format != format_of(dtype)) refuse("queries, keys and values", "the dtype of the cache");
+        return dtype;
+    }
+
     static Heads heads_of(const Array& array, DType dtype, int64_t tokens, int64_t heads, int64_t channels) {
-        if (array.dtype() != dtype) refuse("query, keys and values", "the dtype of the cache");
+        if (array.dtype() != dtype) refuse("queries, keys and values", "one dtype");
         array.expect_shape(0, tokens);
         array.expect_shape(1, heads);
         array.expect_shape(2, channels);

@@ -76,10 +76,11 @@ struct LinearCall {
     DType result_dtype;    // also the residual's
 };
 
-// One layer of the paged KV cache: [blocks][heads][key part, value part], each part in groups of 16 positions.
+// One layer of the paged KV cache: [blocks][heads][key part, value part], each part in groups of 16 positions. A group
+// of int8 is followed by 16 float scales, one for each position: number = value * scale.
 struct KVLayerView {
     std::byte* data;
-    DType dtype;
+    Format format;  // f32, f16, bf16 or i8
     int64_t num_blocks;
     int64_t block_size;
     int64_t heads;
@@ -87,7 +88,8 @@ struct KVLayerView {
 
     KILOTRON_INLINE int64_t padded_channels() const { return round_up(channels, kInputs); }
     KILOTRON_INLINE int64_t groups_per_block() const { return divide_up(block_size, kPanel); }
-    KILOTRON_INLINE int64_t group_bytes() const { return padded_channels() * kPanel * item_bytes(dtype); }
+    KILOTRON_INLINE int64_t numbers_bytes() const { return panel_bytes(format, padded_channels()); }
+    KILOTRON_INLINE int64_t group_bytes() const { return numbers_bytes() + (format == Format::i8 ? kPanel * 4 : 0); }
     KILOTRON_INLINE int64_t part_bytes() const { return groups_per_block() * group_bytes(); }
     KILOTRON_INLINE int64_t block_bytes() const { return 2 * heads * part_bytes(); }
     KILOTRON_INLINE std::byte* keys(int64_t block, int64_t head, int64_t group) const {
@@ -108,6 +110,7 @@ struct Heads {
 
 struct AppendCall {
     KVLayerView kv;
+    DType dtype;            // of queries, keys and values
     Heads query, keys, values;
     void* rotated_query;    // [tokens][query heads][channels], contiguous
     const void* query_weight;  // [channels] of the norm of each head, or null; the same for keys
@@ -132,6 +135,7 @@ struct AttentionRow {
 
 struct AttentionCall {
     KVLayerView kv;
+    DType dtype;            // of the query and the result
     const AttentionRow* rows;
     int64_t num_rows;
     const void* query;      // [tokens][query heads][channels], contiguous
