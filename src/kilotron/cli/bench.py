@@ -44,7 +44,7 @@ def throughput(
       kilotron bench throughput --num-prompts 64 --output-len 32
       kilotron bench throughput ./checkpoint --max-num-seqs 16 --json
     """
-    _check_positive(num_prompts=num_prompts, input_len=input_len, output_len=output_len)
+    check_positive(num_prompts=num_prompts, input_len=input_len, output_len=output_len)
     check_model_name(model)
     with open_model(model, engine, run) as loaded:
         workload = _Workload(loaded, input_len, output_len, seed)
@@ -78,7 +78,7 @@ def latency(
       kilotron bench latency --input-len 512 --output-len 32
       kilotron bench latency ./checkpoint --num-repeats 20 --json
     """
-    _check_positive(num_repeats=num_repeats, input_len=input_len, output_len=output_len)
+    check_positive(num_repeats=num_repeats, input_len=input_len, output_len=output_len)
     check_model_name(model)
     with open_model(model, engine, run) as loaded:
         workload = _Workload(loaded, input_len, output_len, seed)
@@ -182,7 +182,12 @@ def _at(seconds: float | None) -> float:
     return 0.0 if seconds is None else seconds
 
 
-def _check_positive(**numbers: int) -> None:
+def check_positive(**numbers: int) -> None:
+    """Refuses numbers below 1, by the names of their flags.
+
+    Raises:
+        UsageError: one of them is.
+    """
     for name, value in numbers.items():
         if value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {value}")

@@ -138,6 +138,19 @@ class CpuBackend(ReferenceBackend):
         self._kernels.mix_experts(x, packed.gate_up, packed.down, expert_ids, expert_weights, result)
         return result
 
+    def multiply_rate(self, weight_format: str) -> float:
+        """Floating-point operations per second on registers alone: `linear`'s ceiling for weights of this format.
+
+        Args:
+            weight_format: a dtype's name, "int8" or "int4".
+        """
+        self._kernels.threads = torch.get_num_threads()
+        return float(self._kernels.multiply_rate(weight_format))
+
+    def read_bandwidth(self, num_bytes: int) -> float:
+        """Bytes per second that all threads read out of a fresh buffer of this size."""
+        return float(self._native.read_bandwidth(num_bytes, torch.get_num_threads()))
+
 
 def _of_one_kind(weights: Tensor | Sequence[Weight]) -> Sequence[Weight]:
     """All quantized with the same number of bits, or all plain: the kernels multiply all experts in one loop."""

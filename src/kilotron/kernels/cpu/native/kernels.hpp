@@ -4,11 +4,13 @@
 #include "elementwise.hpp"
 #include "experts.hpp"
 #include "linear.hpp"
+#include "multiply_rate.hpp"
 
 namespace kilotron::KILOTRON_ISA {
 
 constexpr Kernels make_kernels(const char* name) {
-    return {name, run_linear, run_rotate_and_append, run_attention, run_rms_norm, run_layer_norm, run_experts};
+    return {name, run_linear, run_rotate_and_append, run_attention, run_rms_norm, run_layer_norm, run_experts,
+            multiply_rate};
 }
 
 }  // namespace kilotron::KILOTRON_ISA

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "arrays.hpp"
+#include "measure.hpp"
 #include "packing.hpp"
 #include "workspace.hpp"
 
@@ -137,6 +138,22 @@ PackedMatrix pack_quantized(nb::handle values, nb::handle scales, nb::handle zer
     const QuantizedWeight weight{value_array.as<int8_t>(), scale_array.as<float>(), zero, outputs, inputs, groups, bits};
     nb::gil_scoped_release released;
     return PackedMatrix::pack(weight, biases.empty() ? nullptr : biases.data(), kind, is_gated, threads);
+}
+
+Format format_named(const std::string& name) {
+    if (name == "float32") return Format::f32;
+    if (name == "float16") return Format::f16;
+    if (name == "bfloat16") return Format::bf16;
+    if (name == "int8") return Format::i8;
+    if (name == "int4") return Format::i4;
+    throw nb::value_error(("format " + name + " is unknown").c_str());
+}
+
+double checked_read_bandwidth(int64_t bytes, int threads) {
+    check_threads(threads);
+    if (bytes < int64_t{1} << 20) throw nb::value_error("bytes must be at least 1 MiB");
+    nb::gil_scoped_release released;
+    return read_bandwidth(bytes, threads);
 }
 
 // One layer of a cache; all layers share its memory, which goes when the last of them does.
@@ -355,6 +372,13 @@ class CpuKernels {
         run([&] { kernels_.experts(call, workspace_, threads_); });
     }
 
+    double multiply_rate(const std::string& format) {
+        const Format wanted = format_named(format);
+        double rate = 0.0;
+        run([&] { rate = kernels_.multiply_rate(wanted, threads_); });
+        return rate;
+    }
+
   private:
     template <typename Work>
     void run(const Work& work) {
@@ -441,6 +465,7 @@ NB_MODULE(_native, m) {
     nb::set_leak_warnings(false);
     m.doc() = "Kernels for CPUs. Arguments are checked here; see kernels/cpu/backend.py for what they mean.";
     m.def("supported_isas", &supported_isas);
+    m.def("read_bandwidth", &checked_read_bandwidth, nb::arg("bytes"), nb::arg("threads"));
     nb::class_<PackedMatrix>(m, "PackedMatrix")
         .def_prop_ro("num_bytes", &PackedMatrix::bytes)
         .def_prop_ro("outputs", [](const PackedMatrix& packed) { return packed.view().outputs; })
@@ -471,5 +496,6 @@ NB_MODULE(_native, m) {
         .def("rotate_and_append", &CpuKernels::rotate_and_append, nb::arg("heads"), nb::arg("query_weight").none(),
              nb::arg("key_weight").none(), nb::arg("epsilon"), nb::arg("weight_offset"), nb::arg("cosines").none(), nb::arg("sines").none(), nb::arg("kv"), nb::arg("slots"), nb::arg("result"))
         .def("paged_attention", &CpuKernels::paged_attention)
-        .def("mix_experts", &CpuKernels::mix_experts);
+        .def("mix_experts", &CpuKernels::mix_experts)
+        .def("multiply_rate", &CpuKernels::multiply_rate, nb::arg("format"));
 }

@@ -183,6 +183,7 @@ struct Kernels {
     void (*rms_norm)(const NormCall& call, int threads);
     void (*layer_norm)(const NormCall& call, int threads);
     void (*experts)(const ExpertsCall& call, Workspace& workspace, int threads);
+    double (*multiply_rate)(Format format, int threads);  // floating-point operations per second, on registers alone
 };
 
 extern const Kernels kAvx2Kernels;
