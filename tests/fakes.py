@@ -160,7 +160,8 @@ def make_scripted_engine(
         shape, kernels, max_requests=max_requests, max_sequence_length=max_sequence_length
     )
     table = SamplingTable(max_requests=max_requests, vocab_size=wrapper.vocab_size, device=kernels.device)
-    controller = TextGenerationController(wrapper, tokenizer or ByteTokenizer(), table=table, sampler=Sampler(table))
+    sampler = Sampler(table, kernels)
+    controller = TextGenerationController(wrapper, tokenizer or ByteTokenizer(), table=table, sampler=sampler)
     request_limits = RequestLimits(
         vocab_size=wrapper.vocab_size, max_sequence_length=max_sequence_length, eos_ids=frozenset(eos_ids)
     )

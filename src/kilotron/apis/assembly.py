@@ -186,7 +186,7 @@ def _build(
     table = SamplingTable(
         max_requests=options.max_requests, vocab_size=model.config.vocab_size, device=model.kernels.device
     )
-    sampler = Sampler(table, logprobs_mode=options.logprobs_mode)
+    sampler = Sampler(table, model.kernels, logprobs_mode=options.logprobs_mode)
     controller = parts.controller(parts.wrapper(model), tokenizer, table=table, sampler=sampler)
     limits = RequestLimits(
         vocab_size=model.config.vocab_size,

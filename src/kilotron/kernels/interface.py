@@ -1,8 +1,9 @@
-"""The interface between models and devices: about a dozen operations that each backend implements.
+"""The interface between models, sampling and devices: the operations that each backend implements.
 
 Letters in shapes: T tokens of one step (all rows concatenated), R rows, H query heads, G key-value heads, D head
-size, N blocks, B tokens in a block, E experts, K experts per token. A backend chooses its own weight layout
-(`pack_linear`) and its own attention metadata (`plan_attention`, made once per step, used by every layer).
+size, N blocks, B tokens in a block, E experts, K experts per token, V vocabulary, C columns of a list of tokens. A
+backend chooses its own weight layout (`pack_linear`) and its own attention metadata (`plan_attention`, made once per
+step, used by every layer).
 """
 
 from collections.abc import Sequence
@@ -141,6 +142,36 @@ class ExpertWeights(NamedTuple):
     """E times [hidden, ffn]"""
 
 
+class TemperedRows(NamedTuple):
+    """Some rows of logits, seen as exponents without a copy: (logit - greatest of the row) / temperature, at most 0.
+
+    A token's *weight* is e to that power in units of 2**-44, rounded down; see `reference/exact_weights.py`. An engine
+    gets all weights from one backend: another one's may differ in the last place of e to the power.
+    """
+
+    logits: Tensor
+    """[any number of rows, V] float32"""
+    rows: Tensor
+    """[R] int64; which of them."""
+    best: Tensor
+    """[R] float32; each row's greatest logit."""
+    inverse_temperatures: Tensor
+    """[R] float32"""
+
+    def take(self, some: Tensor | slice) -> "TemperedRows":
+        """Some of the rows."""
+        return TemperedRows(self.logits, self.rows[some], self.best[some], self.inverse_temperatures[some])
+
+    def temper(self, logits: Tensor) -> Tensor:
+        """Logits [R, C] of any tokens of the rows as exponents."""
+        return logits.sub(self.best[:, None]).mul_(self.inverse_temperatures[:, None])
+
+    def exponents(self) -> Tensor:
+        """Of all tokens, [R, V] float32."""
+        exponents = self.logits.index_select(0, self.rows).sub_(self.best[:, None])
+        return exponents.mul_(self.inverse_temperatures[:, None])
+
+
 # What a backend made of weights, of a step's rows, or of one layer's part of the paged KV cache; only the backend that
 # made it looks inside.
 PackedLinear: TypeAlias = Any
@@ -223,5 +254,31 @@ class KernelBackend(Protocol):
         """Sum over K of expert_weights[t, k] * expert(expert_ids[t, k], x[t]).
 
         [T, hidden], [T, K] int64, [T, K] float32 -> [T, hidden]
+        """
+        ...
+
+    def max_of_rows(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """[R, V] float32 -> greatest logit, [R] float32, and its lowest id, [R] int64; NaN for a row that holds NaN."""
+        ...
+
+    def weigh(self, exponents: Tensor) -> Tensor:
+        """Weights of tokens: [R, C] float32 -> [R, C] int64"""
+        ...
+
+    def sum_weights(self, rows: TemperedRows, thresholds: Tensor | None) -> Tensor:
+        """Total weight of the tokens whose exponents reach their row's threshold, [R] float32 -> [R] int64; exact."""
+        ...
+
+    def draw(self, rows: TemperedRows, thresholds: Tensor | None, uniforms: Tensor) -> Tensor:
+        """One token id per row among those that reach its threshold, by inverse cumulative weight in order of ids.
+
+        [R] float32 thresholds, [R] float64 uniforms in [0, 1) -> [R] int64
+        """
+        ...
+
+    def list_greatest(self, logits: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The greatest logits of some rows and their ids, greatest first; of equals at the end of the list any.
+
+        [any number of rows, V] float32, [R] int64 -> [R, count] float32 and int64. Of a row with NaN it means nothing.
         """
         ...

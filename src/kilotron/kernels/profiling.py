@@ -18,6 +18,7 @@ from kilotron.kernels.interface import (
     PackedExperts,
     PackedLinear,
     Rotation,
+    TemperedRows,
     Weight,
 )
 from kilotron.trace import Trace
@@ -128,6 +129,30 @@ class ProfiledBackend:
         """See `KernelBackend`."""
         mix = self._kernels.mix_experts
         return self._run(packed.name, {"rows": x.shape[0]}, mix, x, packed.packed, expert_ids, expert_weights)
+
+    def max_of_rows(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """See `KernelBackend`."""
+        name = f"max_of_rows {_sizes(logits.shape[1:])}"
+        return self._run(name, {"rows": logits.shape[0]}, self._kernels.max_of_rows, logits)
+
+    def weigh(self, exponents: Tensor) -> Tensor:
+        """See `KernelBackend`."""
+        return self._run("weigh", {"numbers": exponents.numel()}, self._kernels.weigh, exponents)
+
+    def sum_weights(self, rows: TemperedRows, thresholds: Tensor | None) -> Tensor:
+        """See `KernelBackend`."""
+        name = f"sum_weights {_sizes(rows.logits.shape[1:])}"
+        return self._run(name, {"rows": len(rows.rows)}, self._kernels.sum_weights, rows, thresholds)
+
+    def draw(self, rows: TemperedRows, thresholds: Tensor | None, uniforms: Tensor) -> Tensor:
+        """See `KernelBackend`."""
+        name = f"draw {_sizes(rows.logits.shape[1:])}"
+        return self._run(name, {"rows": len(rows.rows)}, self._kernels.draw, rows, thresholds, uniforms)
+
+    def list_greatest(self, logits: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """See `KernelBackend`."""
+        name = f"list_greatest {count} of {_sizes(logits.shape[1:])}"
+        return self._run(name, {"rows": len(rows)}, self._kernels.list_greatest, logits, rows, count)
 
     def _run(self, name: str, arguments: Mapping[str, int], operation: Callable[..., R], *args: Any) -> R:
         return self._trace.run(operation, *args, name=name, category=OPERATION, arguments=arguments)

@@ -10,19 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kilotron.sampling.exact_weights import WEIGHT_BITS, max_of_rows, sum_weights, to_exponents
+from kilotron.kernels.interface import KernelBackend, TemperedRows
+from kilotron.kernels.reference.exact_weights import WEIGHT_BITS
 
-# Bounds the temporary tensors (24 bytes per element); buffers of this size are reused by the allocator.
-_CHUNK_ELEMENTS = 2**20
+# Bounds the copies of logits in half precision (4 bytes per element).
+_CHUNK_ELEMENTS = 2**22
 
 
 @torch.inference_mode()
 def score_tokens(
-    logits: Tensor, targets: Sequence[int], top_n: int, vocab_size: int
+    kernels: KernelBackend, logits: Tensor, targets: Sequence[int], top_n: int, vocab_size: int
 ) -> tuple[list[float], list[dict[int, float]] | None]:
     """Log-softmax of each row at its target, and of its `top_n` most likely tokens.
 
     Args:
+        kernels: at work where the logits are.
         logits: [N, V] float; columns from `vocab_size` on are padding and count as impossible.
         targets: one token id per row.
         top_n: how many most likely tokens to list; 0 for none.
@@ -37,21 +39,22 @@ def score_tokens(
     listed: list[dict[int, float]] = []
     rows_per_chunk = max(1, _CHUNK_ELEMENTS // logits.shape[1])
     for start in range(0, len(targets), rows_per_chunk):
-        chunk = logits[start : start + rows_per_chunk, :vocab_size].float()
+        chunk = logits[start : start + rows_per_chunk, :vocab_size].detach().float()
         chunk_targets = targets[start : start + rows_per_chunk]
-        best, _ = max_of_rows(chunk)
+        best, _ = kernels.max_of_rows(chunk)
+        rows = torch.arange(len(chunk), device=logits.device)
         # Rows of NaN or +Inf: their sums are undefined, so they are put right at the end.
         is_sound = torch.isfinite(best)
-        totals = sum_weights(to_exponents(chunk, best)).to(torch.float64) * 2.0**-WEIGHT_BITS
-        log_sums = torch.where(is_sound, totals.log(), torch.nan)
+        totals = kernels.sum_weights(TemperedRows(chunk, rows, best, torch.ones_like(best)), None)
+        log_sums = torch.where(is_sound, (totals.to(torch.float64) * 2.0**-WEIGHT_BITS).log(), torch.nan)
         columns = torch.tensor(chunk_targets, dtype=torch.int64, device=logits.device)[:, None]
         scores = _score(chunk.gather(1, columns), best, log_sums).squeeze(1).tolist()
         log_probs += scores
         if top_n:
-            ids, values = _list_top(chunk, top_n)
+            ids, values = _list_top(kernels, chunk, rows, top_n)
             top_scores = _score(values, best, log_sums).tolist()
-            rows = zip(ids.tolist(), top_scores, chunk_targets, scores, strict=True)
-            listed += [_combine(*row) for row in rows]
+            found = zip(ids.tolist(), top_scores, chunk_targets, scores, strict=True)
+            listed += [_combine(*row) for row in found]
     return log_probs, listed if top_n else None
 
 
@@ -60,13 +63,13 @@ def _score(logits: Tensor, best: Tensor, log_sums: Tensor) -> Tensor:
     return ((logits - best[:, None]).to(torch.float64) - log_sums[:, None]).to(torch.float32)
 
 
-def _list_top(logits: Tensor, top_n: int) -> tuple[Tensor, Tensor]:
+def _list_top(kernels: KernelBackend, logits: Tensor, rows: Tensor, top_n: int) -> tuple[Tensor, Tensor]:
     """Ids and logits [N, top_n] of the greatest logits; of equals at the end of the list, the lowest ids."""
     num_tokens = logits.shape[1]
     top_n = min(top_n, num_tokens)
-    values, ids = torch.topk(logits, min(top_n + 1, num_tokens))
+    values, ids = kernels.list_greatest(logits, rows, min(top_n + 1, num_tokens))
     if values.shape[1] > top_n:
-        # torch does not say which of several equals it lists; where that matters, all of them are looked at.
+        # Which of several equals is listed is left open; where that matters, all of them are looked at.
         is_ambiguous = (values[:, top_n - 1] == values[:, top_n]) & torch.isfinite(values[:, top_n])
         for row in np.flatnonzero(is_ambiguous.cpu().numpy()).tolist():
             reaching = torch.nonzero(logits[row] >= values[row, top_n]).squeeze(1)

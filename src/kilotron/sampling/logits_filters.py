@@ -3,7 +3,7 @@
 Each filter is a threshold on the logit: it keeps a token with everything that is at least as likely, so tokens of equal
 logit are kept or dropped together. Top-k thus keeps k tokens and whatever ties with the k-th; top-p keeps the fewest
 tokens whose mass reaches p and whatever ties with the last. No order among equals is needed, and none can leak in.
-Letters and exponents as in `exact_weights`.
+Letters and exponents as in `kernels/reference/exact_weights.py`.
 """
 
 from collections.abc import Iterator
@@ -13,18 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kilotron.sampling.exact_weights import (
-    draw,
-    find_targets,
-    locate,
-    max_of_rows,
-    sum_weights,
-    to_exponents,
-    to_weights,
-)
+from kilotron.kernels.interface import KernelBackend, TemperedRows
+from kilotron.kernels.reference.backend import ReferenceBackend
+from kilotron.kernels.reference.exact_weights import find_targets, locate
 
 # Lists of candidates tried one after the other, until the last one listed is not kept any more. One row of 128k
-# columns on one core: 0.18, 0.64 and 1.6 ms; a sort of all columns 10 ms.
+# columns on one core by torch: 0.18, 0.64 and 1.6 ms; a sort of all columns 10 ms.
 _CANDIDATE_COUNTS = (64, 1024, 8192)
 
 
@@ -65,24 +59,27 @@ def modify_logits_for_top_p_filtering(logits: Tensor, top_p: float) -> None:
     if not 0.0 < top_p < 1.0:
         return
     wide = logits.float()
-    exponents = to_exponents(wide, max_of_rows(wide)[0])
+    kernels = ReferenceBackend(logits.device)
+    best, _ = kernels.max_of_rows(wide)
+    rows = TemperedRows(wide, torch.arange(len(wide), device=wide.device), best, torch.ones_like(best))
     limits = Truncation(
         torch.zeros(len(logits), dtype=torch.int64, device=logits.device),
         torch.full((len(logits),), top_p, dtype=torch.float64, device=logits.device),
     )
-    thresholds = torch.full_like(exponents[:, 0], -torch.inf)
-    candidates = _list_candidates(exponents, logits.shape[1])
-    thresholds, _ = _find_thresholds(candidates, limits, thresholds, sum_weights(exponents))
-    logits.masked_fill_(exponents < thresholds[:, None], -torch.inf)
+    thresholds = torch.full_like(best, -torch.inf)
+    candidates = _list_candidates(kernels, rows, logits.shape[1])
+    thresholds, _ = _find_thresholds(candidates, limits, thresholds, kernels.sum_weights(rows, None))
+    logits.masked_fill_(rows.exponents() < thresholds[:, None], -torch.inf)
 
 
 def draw_truncated(
-    exponents: Tensor, thresholds: Tensor, limits: Truncation, uniforms: Tensor
+    kernels: KernelBackend, rows: TemperedRows, thresholds: Tensor, limits: Truncation, uniforms: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Draws from what top-k, then top-p of the rest, leave of the tokens that reach their row's threshold.
 
     Args:
-        exponents: [R, V] float32
+        kernels: at work where the logits are.
+        rows: R rows of V logits.
         thresholds: [R] float32; what min-p demands.
         limits: of each row.
         uniforms: [R] float64 in [0, 1)
@@ -94,22 +91,25 @@ def draw_truncated(
     final = thresholds.clone()
     totals = torch.zeros_like(tokens)
     top_k = limits.top_k.cpu().numpy()
-    by_mass = _on(np.flatnonzero(top_k == 0), exponents)
+    by_mass = _on(np.flatnonzero(top_k == 0), tokens)
     if len(by_mass):
-        totals[by_mass] = sum_weights(_take(exponents, by_mass), thresholds[by_mass])
+        totals[by_mass] = kernels.sum_weights(rows.take(by_mass), thresholds[by_mass])
     pending = np.arange(len(top_k))
-    for width in _widths(exponents.shape[1]):
+    for width in _widths(rows.logits.shape[1]):
         is_active = top_k[pending] < width
         active = pending[is_active]
         if not len(active):
             continue
-        rows = _on(active, exponents)
-        some = _take(exponents, rows)
-        candidates = _list_candidates(some, width)
-        found, is_complete = _find_thresholds(candidates, limits.take(rows), thresholds[rows], totals[rows])
-        final[rows] = found
+        index = _on(active, tokens)
+        some = rows.take(index)
+        candidates = _list_candidates(kernels, some, width)
+        found, is_complete = _find_thresholds(candidates, limits.take(index), thresholds[index], totals[index])
+        final[index] = found
         # What is drawn for a row whose list is too short is overwritten by a longer list's turn.
-        tokens[rows] = _draw_candidates(candidates, some, found, uniforms[rows])
+        if candidates.are_all:
+            tokens[index] = kernels.draw(some, found, uniforms[index])
+        else:
+            tokens[index] = _draw_candidates(candidates, found, uniforms[index])
         is_active[is_active] = is_complete.cpu().numpy()
         pending = pending[~is_active]
         if not len(pending):
@@ -117,9 +117,10 @@ def draw_truncated(
     return tokens, final
 
 
-def _list_candidates(exponents: Tensor, width: int) -> _Candidates:
-    best, ids = torch.topk(exponents, width)
-    return _Candidates(best, ids, to_weights(best), are_all=width == exponents.shape[1])
+def _list_candidates(kernels: KernelBackend, rows: TemperedRows, width: int) -> _Candidates:
+    logits, ids = kernels.list_greatest(rows.logits, rows.rows, width)
+    exponents = rows.temper(logits)
+    return _Candidates(exponents, ids, kernels.weigh(exponents), are_all=width == rows.logits.shape[1])
 
 
 def _find_thresholds(
@@ -147,10 +148,8 @@ def _find_thresholds(
     return thresholds, is_listed & is_reached & (last < thresholds)
 
 
-def _draw_candidates(candidates: _Candidates, exponents: Tensor, thresholds: Tensor, uniforms: Tensor) -> Tensor:
-    """Draws as `draw` does, in order of ids, but looks at the candidates only."""
-    if candidates.are_all:
-        return draw(exponents, thresholds, uniforms)
+def _draw_candidates(candidates: _Candidates, thresholds: Tensor, uniforms: Tensor) -> Tensor:
+    """Draws as `KernelBackend.draw` does, in order of ids, but looks at the candidates only."""
     weights = candidates.weights * (candidates.exponents >= thresholds[:, None])
     ids, order = candidates.ids.sort(1)
     cumulative = weights.gather(1, order).cumsum(1)
@@ -165,8 +164,3 @@ def _widths(num_tokens: int) -> Iterator[int]:
 
 def _on(rows: np.ndarray, like: Tensor) -> Tensor:
     return torch.from_numpy(rows).to(like.device)
-
-
-def _take(exponents: Tensor, rows: Tensor) -> Tensor:
-    """Some rows, without a copy when it is all of them."""
-    return exponents if len(rows) == len(exponents) else exponents.index_select(0, rows)

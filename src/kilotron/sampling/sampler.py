@@ -5,7 +5,8 @@ penalties (repetition over prompt and output, then frequency and presence over o
 top-p [processed log-probs are taken here], draw. A greedy row (temperature 0 or top-k 1) takes the greatest logit after
 the penalties, of equals the lowest id; temperature and what follows do not touch it, nor its processed log-probs.
 
-A row's token is a function of its logits, parameters, seed and position alone. See `exact_weights` for how.
+A row's token is a function of its logits, parameters, seed and position alone; see
+`kernels/reference/exact_weights.py` for how.
 Letters: R rows, V padded vocabulary.
 """
 
@@ -17,14 +18,14 @@ import torch
 from torch import Tensor
 
 from kilotron.errors import ConfigError
-from kilotron.sampling.exact_weights import draw, max_of_rows, to_exponents
+from kilotron.kernels.interface import KernelBackend, TemperedRows
 from kilotron.sampling.log_probs import score_tokens
 from kilotron.sampling.logits_filters import Truncation, draw_truncated
 from kilotron.sampling.random_uniform import uniforms
 from kilotron.sampling.row_edits import apply_edits
 from kilotron.sampling.sampling_table import RowFlags, SamplingTable
 
-# Bounds the temporary tensors (16 bytes per element); buffers of this size are reused by the allocator.
+# Bounds the temporary tensors of processed logits; buffers of this size are reused by the allocator.
 _CHUNK_ELEMENTS = 2**20
 _LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs")
 
@@ -46,13 +47,15 @@ class Sampler:
 
     Args:
         table: parameters of the slots.
+        kernels: at work where the logits are.
         logprobs_mode: "raw_logprobs" reports the model's own log-probs, "processed_logprobs" those after all filters.
     """
 
-    def __init__(self, table: SamplingTable, *, logprobs_mode: str = "raw_logprobs") -> None:
+    def __init__(self, table: SamplingTable, kernels: KernelBackend, *, logprobs_mode: str = "raw_logprobs") -> None:
         if logprobs_mode not in _LOGPROBS_MODES:
             raise ConfigError(f"logprobs_mode must be one of {', '.join(_LOGPROBS_MODES)}, not {logprobs_mode!r}")
         self._table = table
+        self._kernels = kernels
         self._scores_raw = logprobs_mode == "raw_logprobs"
 
     @torch.inference_mode()
@@ -66,11 +69,11 @@ class Sampler:
         """
         if not len(slots):
             return SampledTokens([], [], [], {})
-        logits = logits.float()
+        logits = logits.detach().float()
         columns = self._table.read(slots)
         if logits.shape[1] > self._table.vocab_size:
             logits[:, self._table.vocab_size :] = -torch.inf
-        step = _Step(logits, columns, slots, positions)
+        step = _Step(self._kernels, logits, columns, slots, positions)
         flags = int(np.bitwise_or.reduce(columns["flags"]))
         if not flags:
             return step.result()
@@ -82,6 +85,12 @@ class Sampler:
             step.score(self._table.vocab_size)
         return step.result()
 
+    def score(
+        self, logits: Tensor, targets: Sequence[int], top_n: int
+    ) -> tuple[list[float], list[dict[int, float]] | None]:
+        """Log-probs of given tokens, bit for bit those that `sample` reports raw; see `score_tokens`."""
+        return score_tokens(self._kernels, logits, targets, top_n, self._table.vocab_size)
+
 
 class _Step:
     """The rows of one call on their way from logits to tokens. At first these are the greedy ones.
@@ -89,12 +98,20 @@ class _Step:
     Rows with NaN or +Inf, or without any finite logit, are faults.
     """
 
-    def __init__(self, logits: Tensor, columns: np.ndarray, slots: Sequence[int], positions: Sequence[int]) -> None:
+    def __init__(
+        self,
+        kernels: KernelBackend,
+        logits: Tensor,
+        columns: np.ndarray,
+        slots: Sequence[int],
+        positions: Sequence[int],
+    ) -> None:
+        self._kernels = kernels
         self._logits = logits
         self._columns = columns
         self._slots = slots
         self._positions = positions
-        self._best, ids = max_of_rows(logits)
+        self._best, ids = kernels.max_of_rows(logits)
         self._token_ids = ids.cpu().numpy()
         self._raw: tuple[Tensor, Tensor] | None = None  # rows and their logits before the edits
         self._log_probs: list[float | None] = [None] * len(slots)
@@ -121,7 +138,7 @@ class _Step:
         edits = [table.edits_of(self._slots[row]) for row in numbers]
         apply_edits(self._logits, numbers, edits, [self._positions[row] for row in numbers])
         index = self._send(rows)
-        best, ids = max_of_rows(self._logits.index_select(0, index))
+        best, ids = self._kernels.max_of_rows(self._logits.index_select(0, index))
         self._best[index] = best
         self._token_ids[rows] = ids.cpu().numpy()
         for row in rows[~torch.isfinite(best).cpu().numpy()].tolist():
@@ -135,28 +152,36 @@ class _Step:
         """Draws the tokens of the rows that are not greedy, and on demand writes their processed logits."""
         rows = self._rows_with(RowFlags.RANDOM)
         is_truncated = (self._columns["flags"][rows] & RowFlags.TRUNCATED) > 0
-        size = max(1, _CHUNK_ELEMENTS // self._logits.shape[1])
         for group in (rows[~is_truncated], rows[is_truncated]):
-            for start in range(0, len(group), size):
-                self._draw_chunk(group[start : start + size], writes_processed=writes_processed)
+            if len(group):
+                tempered, thresholds = self._draw_group(group)
+                if writes_processed:
+                    self._write_processed(tempered, thresholds)
 
-    def _draw_chunk(self, rows: np.ndarray, *, writes_processed: bool) -> None:
+    def _draw_group(self, rows: np.ndarray) -> tuple[TemperedRows, Tensor]:
+        """Draws for rows that are all truncated or all not; returns what processed logits are made of."""
         columns = self._columns[rows]
         index = self._send(rows)
         numbers = self._send(uniforms(columns["seed"], np.asarray(self._positions, dtype=np.int64)[rows]))
         inverse_temperature = self._send(columns["inverse_temperature"])
-        exponents = to_exponents(self._logits.index_select(0, index), self._best[index], inverse_temperature)
+        tempered = TemperedRows(self._logits, index, self._best[index], inverse_temperature)
         thresholds = self._send(columns["min_exponent"])
         if columns["flags"][0] & RowFlags.TRUNCATED:
             limits = Truncation(self._send(columns["top_k"]), self._send(columns["top_p"]))
-            tokens, thresholds = draw_truncated(exponents, thresholds, limits, numbers)
+            tokens, thresholds = draw_truncated(self._kernels, tempered, thresholds, limits, numbers)
         else:
             has_thresholds = bool(np.isfinite(columns["min_exponent"]).any())
-            tokens = draw(exponents, thresholds if has_thresholds else None, numbers)
+            tokens = self._kernels.draw(tempered, thresholds if has_thresholds else None, numbers)
         self._token_ids[rows] = tokens.cpu().numpy()
-        if writes_processed:
-            kept = torch.where(exponents >= thresholds[:, None], exponents, -torch.inf)
-            self._logits.index_copy_(0, index, kept)
+        return tempered, thresholds
+
+    def _write_processed(self, rows: TemperedRows, thresholds: Tensor) -> None:
+        size = max(1, _CHUNK_ELEMENTS // self._logits.shape[1])
+        for start in range(0, len(thresholds), size):
+            some = slice(start, start + size)
+            exponents = rows.take(some).exponents()
+            kept = torch.where(exponents >= thresholds[some, None], exponents, -torch.inf)
+            self._logits.index_copy_(0, rows.rows[some], kept)
 
     def score(self, vocab_size: int) -> None:
         """Log-probs of the sampled tokens, in groups of equal `top_n`."""
@@ -167,7 +192,8 @@ class _Step:
             group = rows[self._columns["top_n"][rows] == top_n]
             is_all = len(group) == len(self._logits)
             chosen = self._logits if is_all else self._logits.index_select(0, self._send(group))
-            log_probs, listed = score_tokens(chosen, self._token_ids[group].tolist(), top_n, vocab_size)
+            token_ids = self._token_ids[group].tolist()
+            log_probs, listed = score_tokens(self._kernels, chosen, token_ids, top_n, vocab_size)
             for place, row in enumerate(group.tolist()):
                 self._log_probs[row] = log_probs[place]
                 self._top_n[row] = listed[place] if listed else None

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from kilotron.errors import ConfigError
-from kilotron.sampling.exact_weights import MAX_VOCABULARY
+from kilotron.kernels.reference.exact_weights import MAX_VOCABULARY
 from kilotron.sampling.row_edits import Penalties, RowEdits
 from kilotron.sampling_params import SamplingParams
 

@@ -13,7 +13,6 @@ from kilotron.errors import InvalidRequestError, NumericalError
 from kilotron.inference_request import InferenceRequest
 from kilotron.model_inference_wrappers.abstract_model_inference_wrapper import AbstractModelInferenceWrapper
 from kilotron.models.inference_batch import InferenceBatch
-from kilotron.sampling.log_probs import score_tokens
 from kilotron.sampling.sampler import SampledTokens, Sampler
 from kilotron.sampling.sampling_table import SamplingTable
 from kilotron.scheduling.step_plan import RowPlan, StepPlan, StepResult, TokenScores
@@ -28,7 +27,7 @@ class TextGenerationController:
         inference_wrapped_model: the model.
         tokenizer: None when only token ids go in and out.
         table: per-slot sampling parameters, one slot per request that can run at once.
-        sampler: draws from the logits.
+        sampler: draws from the logits, and scores prompts.
     """
 
     def __init__(
@@ -153,8 +152,7 @@ class TextGenerationController:
                 continue
             part = logits[first : first + len(row.score.targets)]
             first += len(row.score.targets)
-            vocab_size = self.inference_wrapped_model.vocab_size
-            log_probs, top_n = score_tokens(part, row.score.targets, row.score.top_n, vocab_size)
+            log_probs, top_n = self._sampler.score(part, row.score.targets, row.score.top_n)
             if any(map(math.isnan, log_probs)):
                 faults[row.request_id] = "the model's logits for the prompt are not finite"
             else:

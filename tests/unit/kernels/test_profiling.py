@@ -8,7 +8,7 @@ from unittest.mock import Mock, create_autospec
 import pytest
 import torch
 
-from kilotron.kernels.interface import Activation, ExpertWeights, KernelBackend, KVShape
+from kilotron.kernels.interface import Activation, ExpertWeights, KernelBackend, KVShape, TemperedRows
 from kilotron.kernels.profiling import NamedWeights, ProfiledBackend
 from kilotron.kernels.reference.backend import ReferenceBackend
 from kilotron.trace import Trace
@@ -17,6 +17,7 @@ NOT_OPERATIONS = {"free_memory_bytes"}
 OPERATIONS = sorted(name for name, member in vars(KernelBackend).items() if isfunction(member) and name[0] != "_")
 X = torch.ones(3, 4)
 HEADS = torch.ones(3, 2, 8)
+ROWS = TemperedRows(X, torch.arange(3), X[:, 0], X[:, 0])
 SHAPE = KVShape(num_layers=1, num_blocks=2, block_size=8, num_query_groups=2, kv_channels=8, dtype=torch.float32)
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "pack_linear": (torch.ones(6, 4), None, Activation("silu", is_gated=True)),
@@ -30,6 +31,11 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "plan_attention": (Mock(num_new=[1, 1, 1]), 8),
     "paged_attention": (HEADS, "kv", "plan", Mock(window=16)),
     "pack_experts": (ExpertWeights(torch.ones(2, 6, 4), torch.ones(2, 4, 3)), "silu"),
+    "max_of_rows": (X,),
+    "weigh": (X,),
+    "sum_weights": (ROWS, None),
+    "draw": (ROWS, None, X[:, 0]),
+    "list_greatest": (X, torch.arange(3), 2),
     "mix_experts": (X, NamedWeights("packed", "mix_experts 2x6x4"), X, X),
 }
 

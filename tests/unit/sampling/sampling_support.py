@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kilotron.kernels.interface import KernelBackend
 from kilotron.sampling.sampler import SampledTokens, Sampler
 from kilotron.sampling.sampling_table import SamplingTable
 from kilotron.sampling_params import SamplingParams
@@ -49,17 +50,21 @@ def make_table(requests: list[Request], vocab_size: int) -> SamplingTable:
 
 
 def sample(
-    logits: Tensor, requests: list[Request], mode: str = "raw_logprobs", vocab_size: int | None = None
+    kernels: KernelBackend,
+    logits: Tensor,
+    requests: list[Request],
+    mode: str = "raw_logprobs",
+    vocab_size: int | None = None,
 ) -> SampledTokens:
     """The next token of each request; `logits` [requests, V] are left as they are."""
-    sampler = Sampler(make_table(requests, vocab_size or logits.shape[1]), logprobs_mode=mode)
+    sampler = Sampler(make_table(requests, vocab_size or logits.shape[1]), kernels, logprobs_mode=mode)
     positions = [request.position for request in requests]
     return sampler.sample(logits.clone(), list(range(len(requests))), positions)
 
 
-def draw_many(row: Tensor, request: Request, count: int) -> np.ndarray:
+def draw_many(kernels: KernelBackend, row: Tensor, request: Request, count: int) -> np.ndarray:
     """Tokens drawn from one row of logits [V] at the positions 0 .. count - 1, each on its own."""
-    sampler = Sampler(make_table([request], len(row)))
+    sampler = Sampler(make_table([request], len(row)), kernels)
     tokens: list[int] = []
     for start in range(0, count, 1000):
         positions = list(range(start, min(start + 1000, count)))

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kilotron.kernels.interface import KernelBackend
 from kilotron.sampling_params import SamplingParams
 from unit.sampling.sampling_support import Request, sample
 
@@ -55,33 +56,35 @@ def make_logits(rows: int, tokens: int, *, seed: int, is_coarse: bool) -> torch.
     mode=st.sampled_from(["raw_logprobs", "processed_logprobs"]),
 )
 def test_a_row_alone_and_in_a_crowd_gives_the_same_bits(
-    crowd: list[Request], seed: int, is_coarse: bool, mode: str
+    kernels: KernelBackend, crowd: list[Request], seed: int, is_coarse: bool, mode: str
 ) -> None:
     logits = make_logits(len(crowd), VOCAB, seed=seed, is_coarse=is_coarse)
 
-    together = sample(logits, crowd, mode)
+    together = sample(kernels, logits, crowd, mode)
 
     for row, request in enumerate(crowd):
-        alone = sample(logits[row : row + 1], [request], mode)
+        alone = sample(kernels, logits[row : row + 1], [request], mode)
         assert [column[0] for column in alone[:3]] == [column[row] for column in together[:3]]
         assert alone.faults.get(0) == together.faults.get(row)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("mode", ["raw_logprobs", "processed_logprobs"])
-def test_long_rows_give_the_same_bits_alone_reversed_and_on_any_number_of_threads(threads: int, mode: str) -> None:
+def test_long_rows_give_the_same_bits_alone_reversed_and_on_any_number_of_threads(
+    kernels: KernelBackend, threads: int, mode: str
+) -> None:
     fields = [{}, {"top_k": 50}, {"top_p": 0.95}, {"temperature": 0}, {"min_p": 0.1}, {"top_k": 2000, "top_p": 0.9}] * 4
     crowd = [
         Request(SamplingParams(**field, return_log_probs=True, top_n_logprobs=3), seed=seed)
         for seed, field in enumerate(fields)
     ]
     logits = make_logits(24, 50_257, seed=1, is_coarse=False)
-    expected = sample(logits, crowd, mode)
+    expected = sample(kernels, logits, crowd, mode)
 
     torch.set_num_threads(threads)
 
-    mirrored = sample(logits.flip(0), crowd[::-1], mode)
+    mirrored = sample(kernels, logits.flip(0), crowd[::-1], mode)
     assert [column[::-1] for column in mirrored[:3]] == list(expected[:3])
     for row in range(6):
-        alone = sample(logits[row : row + 1], crowd[row : row + 1], mode)
+        alone = sample(kernels, logits[row : row + 1], crowd[row : row + 1], mode)
         assert [column[0] for column in alone[:3]] == [column[row] for column in expected[:3]]

@@ -1,17 +1,16 @@
-"""Tests of fixed-point weights: exact sums, the greatest logit, the inverse cumulative distribution."""
+"""Tests of fixed-point weights in plain torch: exact sums, the greatest logit, the inverse cumulative distribution."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from kilotron.sampling.exact_weights import (
+from kilotron.kernels.reference.exact_weights import (
     draw,
     find_targets,
     max_by_blocks,
     max_of_rows,
     sum_weights,
-    to_exponents,
     to_weights,
 )
 
@@ -50,6 +49,10 @@ def test_greatest_logit_works_on_columns_of_a_wider_matrix(find: Find) -> None:
     logits = random_logits(4, 200)
 
     assert find(logits[:, :130])[1].tolist() == logits[:, :130].clone().argmax(1).tolist()
+
+
+def to_exponents(logits: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
+    return logits - best[:, None]
 
 
 def test_weights_are_probabilities_relative_to_the_greatest() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kilotron.sampling.exact_weights import draw, max_of_rows, to_exponents
+from kilotron.kernels.interface import KernelBackend, TemperedRows
 from kilotron.sampling.logits_filters import (
     Truncation,
     draw_truncated,
@@ -64,24 +64,26 @@ def test_tokens_of_equal_logit_are_kept_or_dropped_together() -> None:
 
 @pytest.mark.parametrize("scale", [0.0, 0.05, 0.5, 3.0, 20.0])
 @pytest.mark.parametrize("decimals", [0, 6])
-def test_candidate_lists_choose_as_the_whole_vocabulary_does(scale: float, decimals: int) -> None:
+def test_candidate_lists_choose_as_the_whole_vocabulary_does(
+    kernels: KernelBackend, scale: float, decimals: int
+) -> None:
     # Flat and peaked rows with many equals go through every length of list.
     logits = random_logits(48, 9000, scale).round(decimals=decimals)
-    exponents = to_exponents(logits, max_of_rows(logits)[0])
+    rows = TemperedRows(logits, torch.arange(48), kernels.max_of_rows(logits)[0], torch.ones(48))
     top_k = torch.tensor([0, 5, 63, 64, 1500, 8999]).repeat(8)
     top_p = torch.tensor([1.0, 0.5, 0.9, 0.99], dtype=torch.float64).repeat_interleave(12)
     top_p[0] = 0.3
     uniforms = torch.rand(48, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     no_thresholds = torch.full((48,), -torch.inf)
 
-    tokens, thresholds = draw_truncated(exponents, no_thresholds, Truncation(top_k, top_p), uniforms)
+    tokens, thresholds = draw_truncated(kernels, rows, no_thresholds, Truncation(top_k, top_p), uniforms)
 
-    assert tokens.tolist() == draw(exponents, thresholds, uniforms).tolist()
+    assert tokens.tolist() == kernels.draw(rows, thresholds, uniforms).tolist()
     for row in range(48):
         filtered = logits[row : row + 1].clone()
         modify_logits_for_top_k_filtering(filtered, int(top_k[row]))
         modify_logits_for_top_p_filtering(filtered, float(top_p[row]))
-        assert torch.equal(filtered[0].isfinite(), exponents[row] >= thresholds[row])
+        assert torch.equal(filtered[0].isfinite(), rows.exponents()[row] >= thresholds[row])
 
 
 def test_top_p_filter_takes_logits_of_half_width() -> None:

@@ -27,6 +27,7 @@ from kilotron.kernels.interface import (
     PackedLinear,
     QuantizedWeight,
     Rotation,
+    TemperedRows,
     Weight,
 )
 from kilotron.kernels.reference.backend import ReferenceBackend
@@ -137,6 +138,37 @@ class CpuBackend(ReferenceBackend):
         result = torch.empty(x.shape, dtype=x.dtype)
         self._kernels.mix_experts(x, packed.gate_up, packed.down, expert_ids, expert_weights, result)
         return result
+
+    def max_of_rows(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """[R, V] -> [R] float32, [R] int64"""
+        best, ids = torch.empty(len(logits)), torch.empty(len(logits), dtype=torch.int64)
+        self._kernels.max_of_rows(logits, best, ids)
+        return best, ids
+
+    def weigh(self, exponents: Tensor) -> Tensor:
+        """[R, C] -> [R, C] int64"""
+        weights = torch.empty(exponents.shape, dtype=torch.int64)
+        self._kernels.weigh(exponents, weights)
+        return weights
+
+    def sum_weights(self, rows: TemperedRows, thresholds: Tensor | None) -> Tensor:
+        """One pass that keeps nothing but sums."""
+        totals = torch.empty(len(rows.rows), dtype=torch.int64)
+        self._kernels.sum_weights(*rows, thresholds, totals)
+        return totals
+
+    def draw(self, rows: TemperedRows, thresholds: Tensor | None, uniforms: Tensor) -> Tensor:
+        """The sums of pieces of each row, then a walk through the piece that the draw fell into."""
+        tokens = torch.empty(len(rows.rows), dtype=torch.int64)
+        self._kernels.draw(*rows, thresholds, uniforms, tokens)
+        return tokens
+
+    def list_greatest(self, logits: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Looks twice only where a group of columns may hold one of the greatest; of equals it lists the lowest ids."""
+        values = torch.empty((len(rows), count))
+        ids = torch.empty((len(rows), count), dtype=torch.int64)
+        self._kernels.list_greatest(logits, rows, values, ids)
+        return values, ids
 
     def multiply_rate(self, weight_format: str) -> float:
         """Floating-point operations per second on registers alone: `linear`'s ceiling for weights of this format.

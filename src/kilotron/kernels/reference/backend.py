@@ -21,9 +21,10 @@ from kilotron.kernels.interface import (
     PackedLinear,
     QuantizedWeight,
     Rotation,
+    TemperedRows,
     Weight,
 )
-from kilotron.kernels.reference import attention
+from kilotron.kernels.reference import attention, exact_weights
 from kilotron.kernels.reference.attention import Cache, ReferenceKVLayer, ReferencePlan
 
 # Products of a few odd rows, or of few multiplications, take another path through the CPU's matrix library, with
@@ -178,6 +179,26 @@ class ReferenceBackend:
             hidden = self.multiply(self.activate(hidden, packed.activation), packed.down[expert], None)
             result.index_add_(0, tokens, hidden.float() * expert_weights[tokens, choice].unsqueeze(-1))
         return result.to(x.dtype)
+
+    def max_of_rows(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """[R, V] -> [R] float32, [R] int64"""
+        return exact_weights.max_of_rows(logits)
+
+    def weigh(self, exponents: Tensor) -> Tensor:
+        """[R, C] -> [R, C] int64"""
+        return exact_weights.to_weights(exponents)
+
+    def sum_weights(self, rows: TemperedRows, thresholds: Tensor | None) -> Tensor:
+        """[R] int64"""
+        return exact_weights.sum_by_chunks(rows, thresholds)
+
+    def draw(self, rows: TemperedRows, thresholds: Tensor | None, uniforms: Tensor) -> Tensor:
+        """[R] int64"""
+        return exact_weights.draw_by_chunks(rows, thresholds, uniforms)
+
+    def list_greatest(self, logits: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """[R, count] float32 and int64"""
+        return exact_weights.list_by_chunks(logits, rows, count)
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:

@@ -31,6 +31,7 @@ constexpr int32_t kCpu = 1;
 constexpr uint8_t kInt = 0, kFloat = 2, kBfloat = 4;
 
 Kind kind_of(uint8_t code, uint8_t bits) {
+    if (code == kFloat && bits == 64) return Kind::f64;
     if (code == kFloat && bits == 32) return Kind::f32;
     if (code == kFloat && bits == 16) return Kind::f16;
     if (code == kBfloat && bits == 16) return Kind::bf16;
@@ -41,7 +42,7 @@ Kind kind_of(uint8_t code, uint8_t bits) {
 }
 
 const char* name_of(Kind kind) {
-    constexpr std::array names{"float32", "float16", "bfloat16", "int64", "int32", "int8", "another dtype"};
+    constexpr std::array names{"float64", "float32", "float16", "bfloat16", "int64", "int32", "int8", "another dtype"};
     return names[static_cast<size_t>(kind)];
 }
 

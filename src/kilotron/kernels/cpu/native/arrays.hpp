@@ -13,7 +13,7 @@ namespace kilotron {
 // What an array must have been; the message names the argument.
 [[noreturn]] void refuse(const char* name, const std::string& expected);
 
-enum class Kind : uint8_t { f32, f16, bf16, i64, i32, i8, other };
+enum class Kind : uint8_t { f64, f32, f16, bf16, i64, i32, i8, other };
 
 class Array {
   public:

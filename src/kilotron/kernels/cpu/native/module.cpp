@@ -379,7 +379,102 @@ class CpuKernels {
         return rate;
     }
 
+    void max_of_rows(nb::handle logits, nb::handle best, nb::handle ids) {
+        const Array maxima(best, "best", 1), columns(ids, "ids", 1);
+        RowsCall call = logits_call(logits);
+        call.num_rows = Array(logits, "logits", 2).shape[0];
+        float* values = column_of<float>(maxima, Kind::f32, call.num_rows);
+        int64_t* places = column_of<int64_t>(columns, Kind::i64, call.num_rows);
+        run([&] { kernels_.max_of_rows(call, values, places, workspace_, threads_); });
+    }
+
+    void weigh(nb::handle exponents, nb::handle weights) {
+        const Array input(exponents, "exponents", 2), output(weights, "weights", 2);
+        input.expect_kind(Kind::f32);
+        output.expect_kind(Kind::i64);
+        for (const Array* array : {&input, &output}) array->expect_contiguous();
+        for (int axis = 0; axis < 2; axis++) output.expect_shape(axis, input.shape[axis]);
+        const int64_t count = input.shape[0] * input.shape[1];
+        run([&] { kernels_.weigh(input.as<float>(), count, output.as<int64_t>(), threads_); });
+    }
+
+    void sum_weights(nb::handle logits, nb::handle rows, nb::handle best, nb::handle inverse_temperatures,
+                     nb::handle thresholds, nb::handle totals) {
+        const RowsCall call = rows_call(logits, rows, best, inverse_temperatures, thresholds);
+        int64_t* sums = column_of<int64_t>(Array(totals, "totals", 1), Kind::i64, call.num_rows);
+        run([&] { kernels_.sum_weights(call, sums, workspace_, threads_); });
+    }
+
+    void draw(nb::handle logits, nb::handle rows, nb::handle best, nb::handle inverse_temperatures,
+              nb::handle thresholds, nb::handle uniforms, nb::handle tokens) {
+        const RowsCall call = rows_call(logits, rows, best, inverse_temperatures, thresholds);
+        const double* numbers = column_of<double>(Array(uniforms, "uniforms", 1), Kind::f64, call.num_rows);
+        if (std::any_of(numbers, numbers + call.num_rows, [](double u) { return !(u >= 0 && u < 1); }))
+            refuse("uniforms", "numbers from 0 to below 1");
+        int64_t* drawn = column_of<int64_t>(Array(tokens, "tokens", 1), Kind::i64, call.num_rows);
+        run([&] { kernels_.draw(call, numbers, drawn, workspace_, threads_); });
+    }
+
+    void list_greatest(nb::handle logits, nb::handle rows, nb::handle values, nb::handle ids) {
+        const Array listed(values, "values", 2), places(ids, "ids", 2);
+        RowsCall call = logits_call(logits);
+        choose_rows(call, logits, rows);
+        const int64_t count = listed.shape[1];
+        listed.expect_kind(Kind::f32);
+        places.expect_kind(Kind::i64);
+        for (const Array* array : {&listed, &places}) {
+            array->expect_contiguous();
+            array->expect_shape(0, call.num_rows);
+            array->expect_shape(1, count);
+        }
+        if (count < 1 || count > call.columns) refuse("values", "at least one column and no more than the logits");
+        if (call.num_rows == 0) return;
+        run([&] {
+            kernels_.list_greatest(call, count, listed.as<float>(), places.as<int64_t>(), workspace_, threads_);
+        });
+    }
+
   private:
+    template <typename Item>
+    static Item* column_of(const Array& array, Kind kind, int64_t size) {
+        array.expect_kind(kind);
+        array.expect_contiguous();
+        array.expect_shape(0, size);
+        return array.as<Item>();
+    }
+
+    static RowsCall logits_call(nb::handle logits) {
+        const Array input(logits, "logits", 2);
+        input.expect_kind(Kind::f32);
+        if (input.shape[1] < 1 || input.shape[1] > INT32_MAX) refuse("logits", "at least one column");
+        RowsCall call{};
+        call.logits = input.as<float>();
+        call.stride = input.strides[0];
+        call.columns = input.shape[1];
+        return call;
+    }
+
+    static void choose_rows(RowsCall& call, nb::handle logits, nb::handle rows) {
+        const Array chosen(rows, "rows", 1);
+        const int64_t most = Array(logits, "logits", 2).shape[0];
+        call.num_rows = chosen.shape[0];
+        call.rows = column_of<int64_t>(chosen, Kind::i64, call.num_rows);
+        if (std::any_of(call.rows, call.rows + call.num_rows, [&](int64_t row) { return row < 0 || row >= most; }))
+            refuse("rows", "numbers below " + std::to_string(most));
+    }
+
+    static RowsCall rows_call(nb::handle logits, nb::handle rows, nb::handle best, nb::handle inverse_temperatures,
+                              nb::handle thresholds) {
+        RowsCall call = logits_call(logits);
+        choose_rows(call, logits, rows);
+        call.best = column_of<float>(Array(best, "best", 1), Kind::f32, call.num_rows);
+        call.inverse_temperatures =
+            column_of<float>(Array(inverse_temperatures, "inverse_temperatures", 1), Kind::f32, call.num_rows);
+        if (!thresholds.is_none())
+            call.thresholds = column_of<float>(Array(thresholds, "thresholds", 1), Kind::f32, call.num_rows);
+        return call;
+    }
+
     template <typename Work>
     void run(const Work& work) {
         nb::gil_scoped_release released;
@@ -497,5 +592,12 @@ NB_MODULE(_native, m) {
              nb::arg("key_weight").none(), nb::arg("epsilon"), nb::arg("weight_offset"), nb::arg("cosines").none(), nb::arg("sines").none(), nb::arg("kv"), nb::arg("slots"), nb::arg("result"))
         .def("paged_attention", &CpuKernels::paged_attention)
         .def("mix_experts", &CpuKernels::mix_experts)
+        .def("max_of_rows", &CpuKernels::max_of_rows)
+        .def("weigh", &CpuKernels::weigh)
+        .def("sum_weights", &CpuKernels::sum_weights, nb::arg("logits"), nb::arg("rows"), nb::arg("best"),
+             nb::arg("inverse_temperatures"), nb::arg("thresholds").none(), nb::arg("totals"))
+        .def("draw", &CpuKernels::draw, nb::arg("logits"), nb::arg("rows"), nb::arg("best"),
+             nb::arg("inverse_temperatures"), nb::arg("thresholds").none(), nb::arg("uniforms"), nb::arg("tokens"))
+        .def("list_greatest", &CpuKernels::list_greatest)
         .def("multiply_rate", &CpuKernels::multiply_rate, nb::arg("format"));
 }

@@ -171,6 +171,18 @@ struct ExpertsCall {
     DType dtype;
 };
 
+// Rows of logits; `rows` and what follows has `num_rows` entries each.
+struct RowsCall {
+    const float* logits;    // [all rows][columns], contiguous columns
+    int64_t stride;         // between rows
+    int64_t columns;
+    int64_t num_rows;
+    const int64_t* rows;    // which rows of the logits
+    const float* best;      // the greatest logit of each
+    const float* inverse_temperatures;
+    const float* thresholds;  // or null; tokens whose exponent is below weigh nothing
+};
+
 // Memory that outlives a call and is reused by the next; grows on demand.
 class Workspace;
 
@@ -183,6 +195,12 @@ struct Kernels {
     void (*rms_norm)(const NormCall& call, int threads);
     void (*layer_norm)(const NormCall& call, int threads);
     void (*experts)(const ExpertsCall& call, Workspace& workspace, int threads);
+    void (*max_of_rows)(const RowsCall& call, float* best, int64_t* ids, Workspace& workspace, int threads);
+    void (*weigh)(const float* exponents, int64_t count, int64_t* weights, int threads);
+    void (*sum_weights)(const RowsCall& call, int64_t* totals, Workspace& workspace, int threads);
+    void (*draw)(const RowsCall& call, const double* uniforms, int64_t* tokens, Workspace& workspace, int threads);
+    void (*list_greatest)(const RowsCall& call, int64_t count, float* values, int64_t* ids, Workspace& workspace,
+                          int threads);
     double (*multiply_rate)(Format format, int threads);  // floating-point operations per second, on registers alone
 };
 

@@ -8,15 +8,21 @@ An *exponent* is (logit - greatest logit of the row) / temperature: at most 0, f
 power in units of 2**-44, rounded down; tokens less likely than 2**-44 of the most likely one are never drawn.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
+
+from kilotron.kernels.interface import TemperedRows
 
 WEIGHT_BITS = 44
 # Sums must stay below 2**63.
 MAX_VOCABULARY = 2**19 - 1
 
 _BLOCK = 64
+# Bounds the temporary tensors (16 bytes per element); buffers of this size are reused by the allocator.
+_CHUNK_ELEMENTS = 2**20
 # Its weight is 0, and e to its power is still a normal number; torch is ten times slower where results underflow.
 _LEAST_EXPONENT = -31.0
 
@@ -46,10 +52,31 @@ def max_by_blocks(logits: Tensor) -> tuple[Tensor, Tensor]:
     return best.squeeze(1), columns.gather(1, within).squeeze(1)
 
 
-def to_exponents(logits: Tensor, best: Tensor, inverse_temperature: Tensor | None = None) -> Tensor:
-    """[R, V] float32 logits, [R] their maxima, [R] float32 -> [R, V] exponents; without temperature as if it were 1."""
-    exponents = logits - best[:, None]
-    return exponents if inverse_temperature is None else exponents.mul_(inverse_temperature[:, None])
+def list_by_chunks(logits: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """See `KernelBackend.list_greatest`."""
+    listed = [torch.topk(logits.index_select(0, rows[some]), count) for some in _chunks(logits, len(rows))]
+    return torch.cat([values for values, _ in listed]), torch.cat([ids for _, ids in listed])
+
+
+def sum_by_chunks(rows: TemperedRows, thresholds: Tensor | None) -> Tensor:
+    """See `KernelBackend.sum_weights`."""
+    chunks = _chunks(rows.logits, len(rows.rows))
+    return torch.cat([sum_weights(rows.take(some).exponents(), _of(thresholds, some)) for some in chunks])
+
+
+def draw_by_chunks(rows: TemperedRows, thresholds: Tensor | None, uniforms: Tensor) -> Tensor:
+    """See `KernelBackend.draw`."""
+    chunks = _chunks(rows.logits, len(rows.rows))
+    return torch.cat([draw(rows.take(some).exponents(), _of(thresholds, some), uniforms[some]) for some in chunks])
+
+
+def _chunks(logits: Tensor, num_rows: int) -> Iterator[slice]:
+    size = max(1, _CHUNK_ELEMENTS // logits.shape[1])
+    yield from (slice(start, start + size) for start in range(0, max(1, num_rows), size))
+
+
+def _of(thresholds: Tensor | None, some: slice) -> Tensor | None:
+    return None if thresholds is None else thresholds[some]
 
 
 def to_weights(exponents: Tensor, thresholds: Tensor | None = None) -> Tensor:
