@@ -16,6 +16,7 @@ PACKAGE = "kilotron"
 # Lowest first. A home may import homes of a lower line only: not its own line, not above.
 RANKS: tuple[tuple[str, ...], ...] = (
     ("errors",),
+    ("trace",),
     ("config", "sampling_params", "async_stream", "tokenization", "kernels", "checkpoints"),
     ("inference_request", "memory", "parallel", "sampling"),
     ("models", "scheduling"),
@@ -31,7 +32,7 @@ RANKS: tuple[tuple[str, ...], ...] = (
 )
 RANK_OF_HOME = {home: rank for rank, homes in enumerate(RANKS) for home in homes}
 
-PURE_HOMES = {"errors", "config", "sampling_params", "inference_request", "scheduling"}
+PURE_HOMES = {"errors", "trace", "config", "sampling_params", "inference_request", "scheduling"}
 IMPURE_MODULES = {"torch", "asyncio", "zmq"}
 
 DEVICE_HOMES = {"kernels", "config"}

@@ -66,6 +66,8 @@ class InferenceConfig:
     """raw_logprobs: of the model's logits; processed_logprobs: after temperature and filters."""
     random_seed: int | None = None
     """Seeds the draw of seeds for requests that bring none; None takes the system's randomness."""
+    profile: str | None = None
+    """File for a Chrome trace of all steps and operations, written when the engine is closed."""
 
     def __post_init__(self) -> None:
         _check_choice("dtype", self.dtype, _DTYPES)
@@ -83,6 +85,8 @@ class InferenceConfig:
         for name in ("device", "kernels"):
             if not isinstance(getattr(self, name), str):
                 raise ConfigError(f"{name} must be a text, not {getattr(self, name)!r}")
+        if self.profile is not None and not (isinstance(self.profile, str) and self.profile):
+            raise ConfigError(f"profile must be the name of a file, not {self.profile!r}")
         for name in ("enable_prefix_caching", "enable_chunked_prefill"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")

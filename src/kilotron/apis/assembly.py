@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 
+from kilotron.apis.engine_parts import EngineParts, plain_parts, profiled_parts
+from kilotron.apis.load_phases import LoadPhase, LoadPhases
 from kilotron.checkpoints.huggingface import HuggingFaceCheckpoint
+from kilotron.checkpoints.read_ahead import start_reading_ahead
 from kilotron.config import InferenceConfig, MachineFacts, ModelFacts, ResolvedConfig, resolve
-from kilotron.contexts.dynamic_context import DynamicInferenceContext
 from kilotron.engines.dynamic_engine import DynamicInferenceEngine
 from kilotron.engines.request_intake import RequestIntake, RequestLimits
 from kilotron.errors import ConfigError, SamplingParamsError
 from kilotron.kernels.interface import KernelBackend, KVShape
 from kilotron.kernels.registry import choose_backend, choose_device
-from kilotron.model_inference_wrappers.gpt_inference_wrapper import GPTInferenceWrapper
 from kilotron.models.config_fields import ConfigFields
 from kilotron.models.gpt_model import GPTModel
 from kilotron.models.quantization.formats import find_format
@@ -27,10 +28,9 @@ from kilotron.models.weight_loading import OnProgress, load_weights
 from kilotron.sampling.sampler import Sampler
 from kilotron.sampling.sampling_table import SamplingTable
 from kilotron.sampling_params import SamplingParams
-from kilotron.scheduling.scheduler import Scheduler
 from kilotron.scheduling.step_planner import SchedulerLimits
-from kilotron.text_generation_controllers.text_generation_controller import TextGenerationController
 from kilotron.tokenization import Tokenizer, load_tokenizer
+from kilotron.trace import Trace
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +63,10 @@ class Assembly:
     default_sampling_params: SamplingParams
     """The checkpoint's own sampling defaults."""
     kernels_name: str
+    load_phases: list[LoadPhase]
+    """How long each part of loading took."""
+    trace: Trace | None
+    """The times of steps and operations, with `profile`."""
 
 
 def assemble(
@@ -86,28 +90,34 @@ def assemble(
         TokenizerError: the tokenizer's files are missing or broken.
         ConfigError: an option is impossible with this model or machine.
     """
+    parts = plain_parts() if config.profile is None else profiled_parts(Trace(config.profile))
+    phases = LoadPhases()
     if isinstance(model, GPTModel):
-        return _assemble_ready(model, _choose_tokenizer(tokenizer, None), config, generation_config={})
+        ready = _choose_tokenizer(tokenizer, None)
+        return _build(model, ready, _resolve_ready(model, config), {}, parts, phases)
     source = BUNDLED_MODEL if model is None else model
     if not isinstance(source, str | Path):
         raise ConfigError(f"model must be a folder, a hub id or a GPTModel, not {type(source).__name__}")
-    with HuggingFaceCheckpoint.open(source) as checkpoint:
+    with phases.measure("checkpoint headers"):
+        checkpoint = HuggingFaceCheckpoint.open(source)
+    with checkpoint:
+        start_reading_ahead(checkpoint.folder)
         kernels, machine = _choose_machine(config)
         model_config = read_transformer_config(checkpoint.config)
         stored_format = find_format(checkpoint.config)
         description = None if stored_format is None else stored_format.description
         facts = _model_facts(model_config)._replace(quantization=description)
         resolved = resolve(config, facts, machine)
-        ready = _choose_tokenizer(tokenizer, checkpoint.folder)
-        built = GPTModel(model_config, kernels, resolved.max_sequence_length)
+        with phases.measure("tokenizer"):
+            ready = _choose_tokenizer(tokenizer, checkpoint.folder)
+        built = GPTModel(model_config, parts.kernels(kernels), resolved.max_sequence_length)
         dtype, rounding = getattr(torch, resolved.dtype), _choose_rounding(resolved.options)
-        load_weights(built, checkpoint, dtype, rounding=rounding, on_progress=on_progress)
-        return _build(built, ready, resolved, checkpoint.generation_config)
+        with phases.measure("weights read and packed", checkpoint.total_bytes, is_transfer=True):
+            load_weights(built, checkpoint, dtype, rounding=rounding, on_progress=on_progress)
+        return _build(built, ready, resolved, checkpoint.generation_config, parts, phases)
 
 
-def _assemble_ready(
-    model: GPTModel, tokenizer: Tokenizer | None, config: InferenceConfig, generation_config: Mapping[str, Any]
-) -> Assembly:
+def _resolve_ready(model: GPTModel, config: InferenceConfig) -> ResolvedConfig:
     if config.quantization is not None:
         raise ConfigError(
             f"quantization={config.quantization}, but the model given has its weights packed already; leave the option "
@@ -120,7 +130,7 @@ def _assemble_ready(
             f"dtype={config.dtype}, but the model given is in {facts.dtype}; leave dtype=auto or convert it"
         )
     machine = MachineFacts(str(model.kernels.device), "the model's", model.kernels.free_memory_bytes())
-    return _build(model, tokenizer, resolve(config, facts, machine), generation_config)
+    return resolve(config, facts, machine)
 
 
 def _choose_tokenizer(tokenizer: str | Path | Tokenizer | None, beside: Path | None) -> Tokenizer | None:
@@ -153,7 +163,12 @@ def _choose_machine(config: InferenceConfig) -> tuple[KernelBackend, MachineFact
 
 
 def _build(
-    model: GPTModel, tokenizer: Tokenizer | None, config: ResolvedConfig, generation_config: Mapping[str, Any]
+    model: GPTModel,
+    tokenizer: Tokenizer | None,
+    config: ResolvedConfig,
+    generation_config: Mapping[str, Any],
+    parts: EngineParts,
+    phases: LoadPhases,
 ) -> Assembly:
     options = config.options
     shape = KVShape(
@@ -164,28 +179,31 @@ def _build(
         kv_channels=model.config.kv_channels,
         dtype=getattr(torch, config.dtype),
     )
-    context = DynamicInferenceContext(
-        shape, model.kernels, max_requests=options.max_requests, max_sequence_length=config.max_sequence_length
-    )
+    with phases.measure("KV cache set aside", config.kv_cache_bytes):
+        context = parts.context(
+            shape, model.kernels, max_requests=options.max_requests, max_sequence_length=config.max_sequence_length
+        )
     table = SamplingTable(
         max_requests=options.max_requests, vocab_size=model.config.vocab_size, device=model.kernels.device
     )
     sampler = Sampler(table, logprobs_mode=options.logprobs_mode)
-    controller = TextGenerationController(GPTInferenceWrapper(model), tokenizer, table=table, sampler=sampler)
+    controller = parts.controller(parts.wrapper(model), tokenizer, table=table, sampler=sampler)
     limits = RequestLimits(
         vocab_size=model.config.vocab_size,
         max_sequence_length=config.max_sequence_length,
         eos_ids=_eos_ids(generation_config, model.config, tokenizer),
     )
     intake = RequestIntake(controller, limits, random_seed=options.random_seed)
-    scheduler = Scheduler(_scheduler_limits(config), config.num_blocks)
+    scheduler = parts.scheduler(_scheduler_limits(config), config.num_blocks)
     return Assembly(
-        engine=DynamicInferenceEngine(scheduler, context, controller, intake),
+        engine=parts.engine(scheduler, context, controller, intake),
         config=config,
         model_config=model.config,
         tokenizer=tokenizer,
         default_sampling_params=_sampling_defaults(generation_config),
         kernels_name=model.kernels.name,
+        load_phases=phases.done,
+        trace=parts.trace,
     )
 
 

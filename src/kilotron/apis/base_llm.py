@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kilotron.apis.assembly import assemble
+from kilotron.apis.load_phases import LoadPhase
 from kilotron.config import InferenceConfig, ResolvedConfig
 from kilotron.contexts.dynamic_context import DynamicInferenceContext
 from kilotron.engines.dynamic_engine import DynamicInferenceEngine
@@ -14,6 +15,7 @@ from kilotron.models.weight_loading import OnProgress
 from kilotron.sampling_params import SamplingParams
 from kilotron.text_generation_controllers.text_generation_controller import TextGenerationController
 from kilotron.tokenization import Tokenizer
+from kilotron.trace import Trace
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 Conversation = Sequence[Mapping[str, object]]
@@ -68,6 +70,16 @@ class BaseLLM:
     def kernels_name(self) -> str:
         """The kernel backend in use."""
         return self._assembly.kernels_name
+
+    @property
+    def load_phases(self) -> list[LoadPhase]:
+        """How long each part of loading took."""
+        return self._assembly.load_phases
+
+    @property
+    def trace(self) -> Trace | None:
+        """The times of steps and operations so far; None without `profile`."""
+        return self._assembly.trace
 
     @property
     def is_primary_rank(self) -> bool:

@@ -89,7 +89,8 @@ class HuggingFaceCheckpoint:
         return info
 
     def read(self, name: str) -> "torch.Tensor":
-        """The whole tensor, as a view of its file; it may be written to, which never changes the file.
+        """The whole tensor, as a view of its file; it may be written to, which never changes the file and is forgotten
+        with the tensor.
 
         Raises:
             BrokenCheckpointError: there is no such tensor, or its file changed or vanished since `open`.
@@ -113,6 +114,14 @@ class HuggingFaceCheckpoint:
             found = f"shape {info.shape}"
             raise broken(info.file, tensor=name, expected=f"to hold the slice [{wanted}], step 1", found=found)
         return self.read(name)[index]
+
+    def drop_pages(self) -> None:
+        """Gives back the memory of tensors that are held as they were read; the next touch reads them again.
+
+        What was written to them is lost. Those that are held no more took their memory with them.
+        """
+        for file in self._files.values():
+            file.drop_pages()
 
     def close(self) -> None:
         """Lets go of the files. Tensors already read stay valid."""

@@ -6,7 +6,6 @@ A command's module is imported when that command is asked for, and torch only wh
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +58,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def package_version() -> str:
     """The installed version."""
+    from importlib.metadata import PackageNotFoundError, version  # takes as long as all else here together
+
     try:
         return version("kilotron")
     except PackageNotFoundError:

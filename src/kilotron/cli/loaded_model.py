@@ -3,19 +3,22 @@
 import gc
 import logging
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kilotron.checkpoints.read_ahead import start_reading_ahead
 from kilotron.cli.failures import UsageError
 from kilotron.cli.options import EngineOptions, RunOptions
 from kilotron.cli.output import format_table, note
+from kilotron.cli.profile_summary import describe_profile
 from kilotron.cli.sampling_layers import describe_sampling, merge_sampling
 from kilotron.cli.signals import leaving_at_once
+from kilotron.cli.start_report import LOAD, StartReport
 from kilotron.sampling_params import SamplingParams
+from kilotron.trace import check_writable
 
 if TYPE_CHECKING:
     from kilotron.apis.llm import MegatronLLM
@@ -23,37 +26,14 @@ if TYPE_CHECKING:
 _ADVICE = "a toy; give a checkpoint folder or a hub id for a real one"
 
 
-class PhaseTimes:
-    """Seconds since the process began at which phases ended, for --verbose."""
-
-    def __init__(self) -> None:
-        import psutil
-
-        self._process_started = psutil.Process().create_time()
-        self._marks: list[tuple[str, float]] = []
-
-    def mark(self, phase: str) -> None:
-        """A phase has just ended; only the first mark of a phase counts."""
-        if phase not in dict(self._marks):
-            self._marks.append((phase, time.time() - self._process_started))
-
-    def describe(self) -> str:
-        """Such as: imports 1.52 s, load 0.31 s, first token 0.05 s: 1.88 s since the process started."""
-        before, parts = 0.0, []
-        for phase, at in self._marks:
-            parts.append(f"{phase} {at - before:.2f} s")
-            before = at
-        return f"{', '.join(parts)}: {before:.2f} s since the process started"
-
-
 class LoadedModel:
     """An open model and what its command knows about it."""
 
-    def __init__(self, llm: "MegatronLLM", name: str, run: RunOptions, times: PhaseTimes | None) -> None:
+    def __init__(self, llm: "MegatronLLM", name: str, run: RunOptions, report: StartReport | None) -> None:
         self.llm = llm
         self.name = name
         self.run = run
-        self._times = times
+        self._report = report
 
     def sampling_params(self, *layers: Mapping[str, Any]) -> SamplingParams:
         """The model's own sampling defaults, overridden by each layer in turn.
@@ -65,13 +45,13 @@ class LoadedModel:
 
     def mark(self, phase: str) -> None:
         """Notes the end of a phase, when somebody wants to know."""
-        if self._times is not None:
-            self._times.mark(phase)
+        if self._report is not None:
+            self._report.mark(phase)
 
     def tell_times(self) -> None:
         """Says where the time went, when somebody wants to know."""
-        if self._times is not None:
-            note(self._times.describe())
+        if self._report is not None:
+            self._report.tell()
 
 
 def check_model_name(model: str | None) -> None:
@@ -94,26 +74,43 @@ def open_model(model: str | None, engine: EngineOptions, run: RunOptions) -> Ite
         KilotronError: options or checkpoint are wrong.
     """
     config = engine.to_config()
-    times = PhaseTimes() if run.verbose else None
+    if config.profile is not None:
+        check_writable(config.profile)
+    report = StartReport() if run.verbose else None
+    if report is not None:
+        report.mark("Python and the command line")
     if model is None:
         if config.num_threads is None:
             # Its matrices are too small to share; on a busy machine, threads that wait for each other cost far more.
             config = replace(config, num_threads=1)
         note(f"no MODEL given, using the bundled tiny model ({_ADVICE})")
+    else:
+        start_reading_ahead(Path(model).expanduser())
     with _collector_paused(), leaving_at_once():
         from kilotron.apis.llm import MegatronLLM
         from kilotron.apis.progress import LoadProgressBar
-    if times is not None:
-        times.mark("imports")
+    if report is not None:
+        report.mark("imports")
     with _warnings_on_stderr(is_verbose=run.verbose):
         with LoadProgressBar(is_wanted=run.progress) as bar:
             llm = MegatronLLM(model, engine.tokenizer, inference_config=config, on_progress=bar.update)
-        with llm:
-            loaded = LoadedModel(llm, model or "bundled", run, times)
-            loaded.mark("load")
-            if run.verbose:
+        with _told_at_the_end(llm), llm:
+            loaded = LoadedModel(llm, model or "bundled", run, report)
+            loaded.mark(LOAD)
+            if report is not None:
+                report.add_load_phases(llm.load_phases)
                 _tell_decisions(llm)
             yield loaded
+
+
+@contextmanager
+def _told_at_the_end(llm: "MegatronLLM") -> Iterator[None]:
+    """Tells the summary of a profile, also of a command that was interrupted or failed."""
+    try:
+        yield
+    finally:
+        if llm.trace is not None:
+            print(describe_profile(llm.trace), file=sys.stderr)
 
 
 def _tell_decisions(llm: "MegatronLLM") -> None:

@@ -169,6 +169,10 @@ class EngineOptions:
     enable_chunked_prefill: Annotated[bool, flag("Split long prompts over steps.")] = _DEFAULTS.enable_chunked_prefill
     random_seed: Annotated[int | None, flag("Seeds the seeds of requests that bring none.")] = _DEFAULTS.random_seed
 
+    profile: Annotated[
+        str | None, flag("Write a Chrome trace of all steps and operations to this file, and a summary to stderr.")
+    ] = _DEFAULTS.profile
+
     def to_config(self) -> InferenceConfig:
         """The engine's options.
 

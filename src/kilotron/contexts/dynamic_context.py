@@ -3,6 +3,8 @@
 It takes the plan as it is: which rows run and in which blocks was decided by the scheduler, on whatever rank.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,6 +31,10 @@ class DynamicInferenceContext:
         self.storage = KVStorage(shape, kernels)
         self._kernels = kernels
         self._table = RequestTable(max_requests, -(-max_sequence_length // shape.block_size))
+        # Host values -> a tensor where the model is; `to` takes a microsecond even where there is nothing to do.
+        self._send: Callable[[np.ndarray], Tensor] = torch.from_numpy
+        if kernels.device.type != "cpu":
+            self._send = lambda values: torch.from_numpy(values).to(kernels.device)
 
     def prepare_batch(self, plan: StepPlan) -> InferenceBatch:
         """Takes in the plan's admissions and grants, and lays its rows out as tensors."""
@@ -48,36 +54,43 @@ class DynamicInferenceContext:
 
     def _lay_out(self, rows: list[RowPlan]) -> InferenceBatch:
         block_size = self.shape.block_size
+        token_ids = [token_id for row in rows for token_id in row.token_ids]
         slots = np.array([row.slot for row in rows], dtype=np.int64)
         starts = np.array([row.start for row in rows], dtype=np.int64)
-        lengths = np.array([len(row.token_ids) for row in rows], dtype=np.int64)
-        ends = np.cumsum(lengths)
-        firsts = ends - lengths
-        positions = np.arange(ends[-1]) + np.repeat(starts - firsts, lengths)
-        block_ids = self._table.block_ids[np.repeat(slots, lengths), positions // block_size]
-        most_blocks = int((starts + lengths).max() + block_size - 1) // block_size
+        if len(token_ids) == len(rows):  # one token each, as in most steps: half of what follows is known already
+            lengths = np.ones(len(rows), dtype=np.int64)
+            positions, slot_of_token = starts, slots
+        else:
+            lengths = np.array([len(row.token_ids) for row in rows], dtype=np.int64)
+            firsts = np.cumsum(lengths) - lengths
+            positions = np.arange(len(token_ids)) + np.repeat(starts - firsts, lengths)
+            slot_of_token = np.repeat(slots, lengths)
+        blocks = positions // block_size
+        most_blocks = int(blocks.max()) + 1
         attention_rows = AttentionRows(starts, lengths, self._table.block_ids[slots, :most_blocks])
-        token_ids = [token_id for row in rows for token_id in row.token_ids]
-        samples = [end - 1 for row, end in zip(rows, ends.tolist(), strict=True) if row.samples]
+        block_ids = self._table.block_ids[slot_of_token, blocks]
+        samples, scored = _logits_tokens(rows)
         return InferenceBatch(
-            token_ids=self._tensor(np.array(token_ids, dtype=np.int64)),
-            positions=self._tensor(positions),
-            kv_slots=self._tensor(block_ids * block_size + positions % block_size),
+            token_ids=self._send(np.array(token_ids, dtype=np.int64)),
+            positions=self._send(positions),
+            kv_slots=self._send(positions + (block_ids - blocks) * block_size),
             kv_layers=self.storage.layers,
             attention=self._kernels.plan_attention(attention_rows, block_size),
-            logits_index=self._tensor(np.array(samples + _scored_tokens(rows, firsts), dtype=np.int64)),
+            logits_index=self._send(np.array(samples + scored, dtype=np.int64)),
             num_samples=len(samples),
         )
 
-    def _tensor(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self._kernels.device)
 
-
-def _scored_tokens(rows: list[RowPlan], firsts: np.ndarray) -> list[int]:
-    """Indices of the prompt tokens whose logits score the next one, in order of rows."""
+def _logits_tokens(rows: list[RowPlan]) -> tuple[list[int], list[int]]:
+    """Which tokens of the step need logits: the sampling rows' last ones, and the prompt tokens that score the next."""
+    samples: list[int] = []
     scored: list[int] = []
-    for row, first in zip(rows, firsts.tolist(), strict=True):
+    end = 0
+    for row in rows:
+        first, end = end, end + len(row.token_ids)
+        if row.samples:
+            samples.append(end - 1)
         if row.score is not None:
             begin = first + row.score.first
             scored.extend(range(begin, begin + len(row.score.targets)))
-    return scored
+    return samples, scored

@@ -39,6 +39,17 @@ class KVShape:
         return self.block_bytes * self.num_blocks
 
 
+class HeadNorms(NamedTuple):
+    """Root-mean-square norms of each query and each key before they are rotated (Qwen3, Gemma-3)."""
+
+    query_weight: Tensor
+    """[D]"""
+    key_weight: Tensor
+    """[D]"""
+    epsilon: float
+    weight_offset: float
+
+
 class Rotation(NamedTuple):
     """cos and sin of a rotary embedding (Su et al. 2021, half-split layout) for the tokens of one step.
 
@@ -144,7 +155,7 @@ class KernelBackend(Protocol):
 
     @property
     def name(self) -> str:
-        """The backend's name as in `InferenceConfig.kernels`."""
+        """For people: its name as in `InferenceConfig.kernels`, and the instruction set where that matters."""
         ...
 
     @property
@@ -185,12 +196,12 @@ class KernelBackend(Protocol):
         ...
 
     def rotate_and_append(
-        self, query: Tensor, keys: Tensor, values: Tensor, rotation: Rotation | None, kv: KVLayer, kv_slots: Tensor
+        self, heads: Tensor, norms: HeadNorms | None, rotation: Rotation | None, kv: KVLayer, kv_slots: Tensor
     ) -> Tensor:
-        """Rotates queries [T, H, D] and keys [T, G, D], writes keys and values [T, G, D] into the cache.
+        """Norms and rotates queries and keys, and writes keys and values into the cache.
 
-        They go to `kv_slots` [T] int64 = block id * B + offset, and all tokens of a row come in order of position.
-        Returns the queries [T, H, D].
+        `heads` [T, H + 2G, D] are queries, keys and values. They go to `kv_slots` [T] int64 = block id * B + offset,
+        and all tokens of a row come in order of position. Returns the queries [T, H, D].
         """
         ...
 

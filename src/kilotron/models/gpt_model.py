@@ -4,11 +4,12 @@ Sees the tensors of one step and the kernels, never the context or the scheduler
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kilotron.kernels.interface import KernelBackend
 from kilotron.models.inference_batch import InferenceBatch
 from kilotron.models.layers.embedding import LanguageModelEmbedding
+from kilotron.models.layers.layer import Layer
 from kilotron.models.layers.linear import Linear, TiedLinear
 from kilotron.models.layers.rotary_embedding import make_local_rotary_embedding, make_rotary_embedding
 from kilotron.models.layers.transformer_layer import Rotations, TransformerBlock
@@ -16,7 +17,7 @@ from kilotron.models.quantization.rounding import Rounding
 from kilotron.models.transformer_config import TransformerConfig
 
 
-class GPTModel(nn.Module):
+class GPTModel(Layer):
     """A decoder-only transformer. Built without memory for weights; `load_weights` brings them."""
 
     def __init__(

@@ -1,7 +1,7 @@
 """Brings a checkpoint's tensors into a model: everything is checked first, then read, arranged and packed in turn.
 
-Knows names and shapes, not file formats: a checkpoint is anything with `config`, `tensors` and `read`, and which of its
-matrices are quantized is known by `StoredWeights`.
+Knows names and shapes, not file formats: a checkpoint is anything with `config`, `tensors`, `read` and `drop_pages`,
+and which of its matrices are quantized is known by `StoredWeights`.
 """
 
 import logging
@@ -117,7 +117,10 @@ def load_weights(
                 on_progress(bytes_done, bytes_total)
         if isinstance(owner, Linear | Experts):
             owner.pack()
-    model.tie_output_layer(rounding)
+        elif owner is model.embedding.word_embeddings:
+            # At once, and before all others: the table, the largest of all, is not in memory twice beside them.
+            model.tie_output_layer(rounding)
+            checkpoint.drop_pages()
     stored.tell_losses(dtype)
     used = expected.keys() | tied_duplicate
     unused = (name for name in checkpoint.tensors if name not in used and not stored.is_companion(name, used))

@@ -64,7 +64,8 @@ def modify_logits_for_top_p_filtering(logits: Tensor, top_p: float) -> None:
     """
     if not 0.0 < top_p < 1.0:
         return
-    exponents = to_exponents(logits.float(), max_of_rows(logits)[0].float())
+    wide = logits.float()
+    exponents = to_exponents(wide, max_of_rows(wide)[0])
     limits = Truncation(
         torch.zeros(len(logits), dtype=torch.int64, device=logits.device),
         torch.full((len(logits),), top_p, dtype=torch.float64, device=logits.device),
@@ -98,7 +99,8 @@ def draw_truncated(
         totals[by_mass] = sum_weights(_take(exponents, by_mass), thresholds[by_mass])
     pending = np.arange(len(top_k))
     for width in _widths(exponents.shape[1]):
-        active = pending[top_k[pending] < width]
+        is_active = top_k[pending] < width
+        active = pending[is_active]
         if not len(active):
             continue
         rows = _on(active, exponents)
@@ -108,7 +110,8 @@ def draw_truncated(
         final[rows] = found
         # What is drawn for a row whose list is too short is overwritten by a longer list's turn.
         tokens[rows] = _draw_candidates(candidates, some, found, uniforms[rows])
-        pending = np.setdiff1d(pending, active[is_complete.cpu().numpy()], assume_unique=True)
+        is_active[is_active] = is_complete.cpu().numpy()
+        pending = pending[~is_active]
         if not len(pending):
             break
     return tokens, final

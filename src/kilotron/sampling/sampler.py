@@ -64,13 +64,13 @@ class Sampler:
             slots: each row's slot in the table.
             positions: the absolute position at which each row's new token will stand.
         """
+        if not len(slots):
+            return SampledTokens([], [], [], {})
         logits = logits.float()
         columns = self._table.read(slots)
+        if logits.shape[1] > self._table.vocab_size:
+            logits[:, self._table.vocab_size :] = -torch.inf
         step = _Step(logits, columns, slots, positions)
-        if not len(slots):
-            return step.result()
-        logits[:, self._table.vocab_size :] = -torch.inf
-        step.take_greatest()
         flags = int(np.bitwise_or.reduce(columns["flags"]))
         if not flags:
             return step.result()
@@ -84,30 +84,30 @@ class Sampler:
 
 
 class _Step:
-    """The rows of one call on their way from logits to tokens."""
+    """The rows of one call on their way from logits to tokens. At first these are the greedy ones.
+
+    Rows with NaN or +Inf, or without any finite logit, are faults.
+    """
 
     def __init__(self, logits: Tensor, columns: np.ndarray, slots: Sequence[int], positions: Sequence[int]) -> None:
         self._logits = logits
         self._columns = columns
         self._slots = slots
         self._positions = positions
-        self._best = logits[:0, 0]
+        self._best, ids = max_of_rows(logits)
+        self._token_ids = ids.cpu().numpy()
         self._raw: tuple[Tensor, Tensor] | None = None  # rows and their logits before the edits
-        self._token_ids = np.zeros(len(slots), dtype=np.int64)
         self._log_probs: list[float | None] = [None] * len(slots)
         self._top_n: list[dict[int, float] | None] = [None] * len(slots)
         self._faults: dict[int, str] = {}
+        is_finite = np.isfinite(self._best.cpu().numpy())
+        if not is_finite.all():
+            for row in np.flatnonzero(~is_finite).tolist():
+                self._token_ids[row] = 0
+                self._faults[row] = f"the model's logits are not finite (their maximum is {self._best[row].item()})"
 
     def result(self) -> SampledTokens:
         return SampledTokens(self._token_ids.tolist(), self._log_probs, self._top_n, self._faults)
-
-    def take_greatest(self) -> None:
-        """Greedy tokens of all rows; rows with NaN or +Inf, or without any finite logit, are faults."""
-        self._best, ids = max_of_rows(self._logits)
-        self._token_ids = torch.where(torch.isfinite(self._best), ids, -1).cpu().numpy()
-        for row in np.flatnonzero(self._token_ids < 0).tolist():
-            self._token_ids[row] = 0
-            self._faults[row] = f"the model's logits are not finite (their maximum is {self._best[row].item()})"
 
     def edit(self, table: SamplingTable, *, keeps_raw: bool) -> None:
         """Applies the sparse edits; a row that has nothing left is a fault. On demand keeps what scoring must see."""
@@ -172,7 +172,7 @@ class _Step:
                 self._log_probs[row] = log_probs[place]
                 self._top_n[row] = listed[place] if listed else None
 
-    def _rows_with(self, flags: RowFlags) -> np.ndarray:
+    def _rows_with(self, flags: int) -> np.ndarray:
         """Rows that have all the flags and no fault."""
         has_flag = (self._columns["flags"] & flags) == flags
         has_flag[list(self._faults)] = False

@@ -20,6 +20,7 @@ class ScheduledRequest:
         "num_scored",
         "queued_step",
         "request",
+        "scores_prompt",
         "slot",
         "token_ids",
     )
@@ -42,6 +43,7 @@ class ScheduledRequest:
         self.found: list[int] = []
         """Cached blocks found when last looked for; still right while the last one's registration is the same."""
         self.found_registration: int | None = None
+        self.scores_prompt = request.sampling_params.wants_prompt_log_probs
         self.num_scored = 0
         """Prompt positions whose log-probabilities were returned."""
         self.num_bypassed = 0

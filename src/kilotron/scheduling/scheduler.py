@@ -131,21 +131,21 @@ class Scheduler:
     def resolve_step(self, plan: StepPlan, result: StepResult, ended: Collection[int]) -> None:
         """Takes in what a step gave: new tokens of the rows that sampled, and the requests that ended by it."""
         block_size = self.limits.block_size
-        tokens = iter(result.token_ids)
+        tokens, faults = iter(result.token_ids), result.faults
         for row in plan.rows:
-            item = self._requests[row.request_id]
+            request_id = row.request_id
+            item = self._requests[request_id]
             before = item.num_computed
-            item.num_computed = before + len(row.token_ids)
-            is_faulty = row.request_id in result.faults
-            if before // block_size != item.num_computed // block_size and not is_faulty:
+            item.num_computed = after = before + len(row.token_ids)
+            if before // block_size != after // block_size and request_id not in faults:
                 self._register(item)
             if row.score is not None:
                 item.num_scored = row.start + row.score.first + len(row.score.targets)
             if row.samples:
                 item.token_ids.append(next(tokens))
-            if row.request_id in ended:
-                del self._requests[row.request_id]
-                self._stop(item, is_faulty=is_faulty)
+            if request_id in ended:
+                del self._requests[request_id]
+                self._stop(item, is_faulty=request_id in faults)
             elif row.samples:
                 item.request.status = Status.ACTIVE_AND_GENERATING_TOKENS
 
@@ -172,7 +172,8 @@ class Scheduler:
             length = budget.chunk_length(item)
             if length == 0:
                 continue
-            granted = self._grant(item, blocks_missing(item, length, block_size))
+            count = blocks_missing(item, length, block_size)
+            granted = self._grant(item, count) if count > 0 else []
             if granted is None:
                 # It was itself the least important and is waiting again; so it was the last in the list.
                 break
@@ -185,8 +186,6 @@ class Scheduler:
 
     def _grant(self, item: ScheduledRequest, count: int) -> list[int] | None:
         """Blocks for a running request, taken from the least important ones if need be; None if that is itself."""
-        if count <= 0:
-            return []
         while True:
             granted = self.allocator.allocate(count)
             if granted is not None:
@@ -292,7 +291,7 @@ class Scheduler:
         tokens whose log-probabilities are still to come."""
         block_size = self.limits.block_size
         usable = len(item.token_ids) - 1
-        if item.request.sampling_params.wants_prompt_log_probs and item.num_scored < item.request.prompt_length - 1:
+        if item.scores_prompt and item.num_scored < item.request.prompt_length - 1:
             usable = min(usable, item.num_scored)
         cache = self.allocator.cache
         found: list[int] = []
@@ -314,7 +313,7 @@ class Scheduler:
         block_size = self.limits.block_size
         if not self._expected or (num_cached + 1) * block_size >= len(item.token_ids):
             return False
-        if item.request.sampling_params.wants_prompt_log_probs:
+        if item.scores_prompt:
             return False
         return item.chain(num_cached + 1, block_size) in self._expected
 

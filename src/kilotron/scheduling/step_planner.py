@@ -39,10 +39,12 @@ class StepBudget:
 
     def chunk_length(self, item: ScheduledRequest) -> int:
         """How many tokens the next row may compute; 0 when the step is full."""
-        if self.is_spent:
+        if self.tokens <= 0 or self.logits <= 0:
             return 0
-        length = min(item.num_wanted, max(self.tokens - self.rows_to_come, 1))
-        if item.request.sampling_params.wants_prompt_log_probs:
+        length = item.num_wanted
+        if length > 1:
+            length = min(length, max(self.tokens - self.rows_to_come, 1))
+        if item.scores_prompt:
             scored_before = max(item.num_scored - item.num_computed, 0)
             length = min(length, scored_before + max(self.logits - self.rows_to_come, 1))
         return length
@@ -50,7 +52,9 @@ class StepBudget:
     def spend(self, row: RowPlan) -> None:
         """Takes a planned row off."""
         self.tokens -= len(row.token_ids)
-        self.logits -= row.samples + (len(row.score.targets) if row.score else 0)
+        self.logits -= row.samples
+        if row.score is not None:
+            self.logits -= len(row.score.targets)
 
 
 def blocks_missing(item: ScheduledRequest, length: int, block_size: int) -> int:
@@ -60,23 +64,15 @@ def blocks_missing(item: ScheduledRequest, length: int, block_size: int) -> int:
 
 def plan_row(item: ScheduledRequest, length: int, granted: list[int]) -> RowPlan:
     """The row that computes the request's next `length` tokens; `granted` are new blocks, already its own."""
+    request = item.request
     start = item.num_computed
     end = start + length
     slot = item.slot
     if slot is None:
-        raise RuntimeError(f"request {item.request.request_id} runs without a slot")
-    score = None
-    if item.request.sampling_params.wants_prompt_log_probs:
-        score = _score_span(item, start, end)
-    return RowPlan(
-        item.request.request_id,
-        slot,
-        start,
-        item.token_ids[start:end],
-        granted,
-        end == len(item.token_ids) and item.request.max_generated > 0,
-        score,
-    )
+        raise RuntimeError(f"request {request.request_id} runs without a slot")
+    samples = end == len(item.token_ids) and request.max_generated > 0
+    score = _score_span(item, start, end) if item.scores_prompt else None
+    return RowPlan(request.request_id, slot, start, item.token_ids[start:end], granted, samples, score)
 
 
 def _score_span(item: ScheduledRequest, start: int, end: int) -> ScoreSpan | None:

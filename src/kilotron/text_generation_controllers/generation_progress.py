@@ -4,7 +4,7 @@ Owns the stop conditions: end ids, stop texts, length. Knows nothing of logits o
 """
 
 import time
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from kilotron.errors import KilotronError
 from kilotron.inference_request import InferenceRequest
@@ -13,8 +13,7 @@ from kilotron.text_generation_controllers.output_text import OutputText
 from kilotron.tokenization.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class StreamItem:
+class StreamItem(NamedTuple):
     """What is new in a request since the item before."""
 
     text: str
@@ -27,8 +26,7 @@ class StreamItem:
 
     def followed_by(self, other: "StreamItem") -> "StreamItem":
         """Both items as one."""
-        return replace(
-            other,
+        return other._replace(
             text=self.text + other.text,
             token_ids=self.token_ids + other.token_ids,
             log_probs=None if self.log_probs is None else self.log_probs + (other.log_probs or ()),
@@ -62,19 +60,21 @@ class GenerationProgress:
     def advance(self, token_id: int) -> str | None:
         """Adds a sampled token; returns the finish reason if it was the last."""
         request = self.request
-        if request.timings.first_token is None:
+        generated = request.generated_tokens
+        if not generated:
             request.timings.first_token = time.monotonic()
-        request.generated_tokens.append(token_id)
+        generated.append(token_id)
         if token_id in request.end_ids:
             params = request.sampling_params
             if token_id in params.stop_token_ids or token_id == params.termination_id:
                 request.stop_reason = token_id
             return "stop"
         if self._text is not None:
-            request.stop_reason = self._text.put((token_id,))
-            if request.stop_reason is not None:
+            stop = self._text.put_token(token_id)
+            if stop is not None:
+                request.stop_reason = stop
                 return "stop"
-        if len(request.generated_tokens) >= request.max_generated:
+        if len(generated) >= request.max_generated:
             return "length"
         return None
 
@@ -114,10 +114,10 @@ class GenerationProgress:
         """What is new since the last call; None while that is less than the caller's streaming interval."""
         request = self.request
         first = self._num_taken
-        num_new = len(request.generated_tokens) - first
-        if request.finish_reason is None and num_new < request.sampling_params.streaming_interval:
+        num_generated = len(request.generated_tokens)
+        if request.finish_reason is None and num_generated - first < request.sampling_params.streaming_interval:
             return None
-        self._num_taken += num_new
+        self._num_taken = num_generated
         log_probs, top_n = request.generated_log_probs, request.generated_top_n_ids
         return StreamItem(
             self._text.take() if self._text is not None else "",

@@ -24,6 +24,10 @@ class OutputText:
         self._num_taken = 0
         self._is_closed = False
 
+    def put_token(self, token_id: int) -> str | None:
+        """Adds the text of the next token; returns the stop text it completes, if any."""
+        return self._add(self._detokenizer.put(token_id))
+
     def put(self, token_ids: Sequence[int]) -> str | None:
         """Adds the text of further tokens; returns the stop text it completes, if any."""
         return self._add(self._detokenizer.put_many(token_ids))

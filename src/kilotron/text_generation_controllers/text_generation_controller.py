@@ -94,21 +94,22 @@ class TextGenerationController:
     def update_generation_status(self, plan: StepPlan, result: StepResult) -> list[InferenceRequest]:
         """Gives each request its new token and returns those that ended, their text complete."""
         ended = []
-        tokens = iter(result.token_ids)
-        for request_id, scores in result.prompt_scores.items():
-            self._progress[request_id].add_prompt_scores(scores)
+        tokens, scores, faults = iter(result.token_ids), result.scores, result.faults
+        for request_id, prompt_scores in result.prompt_scores.items():
+            self._progress[request_id].add_prompt_scores(prompt_scores)
         for row in plan.rows:
-            progress = self._progress[row.request_id]
+            request_id = row.request_id
+            progress = self._progress[request_id]
             token_id = next(tokens) if row.samples else None
-            if row.request_id in result.faults:
+            if request_id in faults:
                 continue
-            if row.request_id in result.scores:
-                progress.add_scores(result.scores[row.request_id])
+            if request_id in scores:
+                progress.add_scores(scores[request_id])
             reason = progress.advance(token_id) if token_id is not None else _end_of_scoring(row, progress.request)
             if reason is not None:
                 self.detokenize_generations(progress, reason)
                 ended.append(progress.request)
-        for request_id, message in result.faults.items():
+        for request_id, message in faults.items():
             progress = self._progress[request_id]
             progress.finish("error", NumericalError(f"request {request_id}: {message}"))
             ended.append(progress.request)
@@ -123,13 +124,17 @@ class TextGenerationController:
         return self._progress.pop(request_id)
 
     def _sample(self, plan: StepPlan, logits: Tensor, num_samples: int) -> StepResult:
+        prompt_scores: dict[int, TokenScores] = {}
+        faults: dict[int, str] = {}
+        if num_samples < len(logits):
+            prompt_scores, faults = self._score_prompts(plan, logits[num_samples:])
+            logits = logits[:num_samples]
+        if not num_samples:
+            return StepResult([], {}, prompt_scores, faults)
         rows = [row for row in plan.rows if row.samples]
-        prompt_scores, faults = self._score_prompts(plan, logits[num_samples:])
-        if not rows:
-            return StepResult([], prompt_scores=prompt_scores, faults=faults)
         slots = [row.slot for row in rows]
         positions = [row.start + len(row.token_ids) for row in rows]
-        sampled = self.sample_from_logits(logits[:num_samples], slots, positions)
+        sampled = self.sample_from_logits(logits, slots, positions)
         self._table.record(slots, sampled.token_ids)
         scores = {}
         for row, log_prob, top_n in zip(rows, sampled.log_probs, sampled.top_n, strict=True):

@@ -6,7 +6,7 @@ Owns encoding, and which way of decoding this tokenizer needs. Knows nothing of 
 import json
 import threading
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,9 @@ from kilotron.tokenization.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
+
+# Ids from here on overflow in the library; those below that it does not know have no text.
+_ID_LIMIT = 2**32
 
 
 class FastTokenizer(Tokenizer):
@@ -44,7 +47,6 @@ class FastTokenizer(Tokenizer):
             chat_template: The model's chat template.
         """
         self._backend = backend
-        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.bos_id = self._id_of(special_tokens.get("bos_token"))
         self.eos_id = self._id_of(special_tokens.get("eos_token"))
         self.pad_id = self._id_of(special_tokens.get("pad_token"))
@@ -56,6 +58,11 @@ class FastTokenizer(Tokenizer):
         self._pieces = TokenPieces(self._token_of, rule) if rule is not None else None
         self._plain_backend: Backend | None = None
         self._plain_backend_lock = threading.Lock()
+
+    @cached_property
+    def vocab_size(self) -> int:  # type: ignore[override] # of a Protocol's field; a read of it is all there is
+        """See `Tokenizer`. Counted when asked for: it takes a tenth of a second for 150k tokens."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "FastTokenizer":
@@ -110,7 +117,7 @@ class FastTokenizer(Tokenizer):
         return PieceDetokenizer(self._pieces, prompt_ids, skipped)
 
     def _decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        known = [token_id for token_id in ids if 0 <= token_id < self.vocab_size]  # others overflow in the library
+        known = [token_id for token_id in ids if 0 <= token_id < _ID_LIMIT]
         text: str = self._backend.decode(known, skip_special_tokens=skip_special_tokens)
         return text
 
@@ -118,7 +125,7 @@ class FastTokenizer(Tokenizer):
         return None if token is None else self._backend.token_to_id(token)
 
     def _token_of(self, token_id: int) -> str | None:
-        return self._backend.id_to_token(token_id) if 0 <= token_id < self.vocab_size else None
+        return self._backend.id_to_token(token_id) if 0 <= token_id < _ID_LIMIT else None
 
     def _backend_for_plain_text(self) -> "Backend":
         # A second tokenizer, made once, because the library's switch for this is global to a tokenizer.

@@ -166,7 +166,7 @@ def test_appended_keys_and_values_stand_at_their_slots_and_nowhere_else() -> Non
     for cache in kv:
         cache.zero_()
     keys, values = draw(3, 2, 3), draw(3, 2, 3, seed=1)
-    BACKEND.rotate_and_append(keys, keys, values, None, kv, torch.tensor([7, 19, 4]))
+    BACKEND.rotate_and_append(torch.cat((keys, keys, values), 1), None, None, kv, torch.tensor([7, 19, 4]))
     for token, (block, offset) in enumerate([(1, 3), (4, 3), (1, 0)]):
         assert torch.equal(kv.keys[:, block, offset], keys[token])
         assert torch.equal(kv.values[:, block, offset], values[token])

@@ -141,7 +141,7 @@ def test_a_tied_output_layer_is_rounded_and_the_embedding_stays(tmp_path: Path) 
     _, plain = quantized_tensors(tied, gptq(4, 32))
     del plain["lm_head.weight"]
     folder = write_folder(tmp_path / "model", tied, plain)
-    output = load(folder, INT8).given[-1]
+    output = load(folder, INT8).given[0]
     assert isinstance(output, QuantizedWeight)
     table = plain["model.embed_tokens.weight"]
     assert torch.equal(output.dequantize(), rounded(table, INT8).dequantize())

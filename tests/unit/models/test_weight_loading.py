@@ -56,6 +56,8 @@ class MemoryCheckpoint:
         self.reads.append(name)
         return self.data[name]
 
+    def drop_pages(self) -> None: ...
+
 
 def model_of(config: dict[str, Any]) -> GPTModel:
     return GPTModel(read_transformer_config(config), ReferenceBackend())

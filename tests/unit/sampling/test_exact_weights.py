@@ -1,38 +1,55 @@
 """Tests of fixed-point weights: exact sums, the greatest logit, the inverse cumulative distribution."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
-from kilotron.sampling.exact_weights import draw, find_targets, max_of_rows, sum_weights, to_exponents, to_weights
+from kilotron.sampling.exact_weights import (
+    draw,
+    find_targets,
+    max_by_blocks,
+    max_of_rows,
+    sum_weights,
+    to_exponents,
+    to_weights,
+)
+
+# The first is for the CPU, the other for all other devices.
+Find = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+both_ways = pytest.mark.parametrize("find", [max_of_rows, max_by_blocks])
 
 
 def random_logits(rows: int, tokens: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, tokens, generator=torch.Generator().manual_seed(seed)) * 4
 
 
+@both_ways
 @pytest.mark.parametrize("num_tokens", [1, 5, 63, 64, 65, 128, 1000])
-def test_greatest_logit_is_found_with_its_lowest_id(num_tokens: int) -> None:
+def test_greatest_logit_is_found_with_its_lowest_id(num_tokens: int, find: Find) -> None:
     logits = random_logits(50, num_tokens).round()  # many equals
 
-    best, ids = max_of_rows(logits)
+    best, ids = find(logits)
 
     assert best.tolist() == logits.amax(1).tolist()
     assert ids.tolist() == [row.index(max(row)) for row in logits.tolist()]
 
 
-def test_greatest_logit_of_a_row_with_nan_is_nan() -> None:
+@both_ways
+def test_greatest_logit_of_a_row_with_nan_is_nan(find: Find) -> None:
     logits = random_logits(3, 200)
     logits[1, 170] = torch.nan
 
-    best, _ = max_of_rows(logits)
+    best, _ = find(logits)
 
     assert best.isnan().tolist() == [False, True, False]
 
 
-def test_greatest_logit_works_on_columns_of_a_wider_matrix() -> None:
+@both_ways
+def test_greatest_logit_works_on_columns_of_a_wider_matrix(find: Find) -> None:
     logits = random_logits(4, 200)
 
-    assert max_of_rows(logits[:, :130])[1].tolist() == logits[:, :130].clone().argmax(1).tolist()
+    assert find(logits[:, :130])[1].tolist() == logits[:, :130].clone().argmax(1).tolist()
 
 
 def test_weights_are_probabilities_relative_to_the_greatest() -> None:

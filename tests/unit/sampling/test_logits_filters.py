@@ -82,3 +82,13 @@ def test_candidate_lists_choose_as_the_whole_vocabulary_does(scale: float, decim
         modify_logits_for_top_k_filtering(filtered, int(top_k[row]))
         modify_logits_for_top_p_filtering(filtered, float(top_p[row]))
         assert torch.equal(filtered[0].isfinite(), exponents[row] >= thresholds[row])
+
+
+def test_top_p_filter_takes_logits_of_half_width() -> None:
+    wide = random_logits(3, 50).bfloat16().float()
+    half = wide.bfloat16()
+
+    modify_logits_for_top_p_filtering(wide, 0.5)
+    modify_logits_for_top_p_filtering(half, 0.5)
+
+    assert torch.equal(half.float(), wide)

@@ -6,6 +6,7 @@ no layout: packed weights, cache layers and step rows are the native module's ow
 
 import os
 from collections.abc import Sequence
+from importlib import import_module
 from types import ModuleType
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from kilotron.kernels.interface import (
     AttentionPlan,
     AttentionRows,
     ExpertWeights,
+    HeadNorms,
     KVLayer,
     KVShape,
     PackedExperts,
@@ -59,9 +61,7 @@ class CpuBackend(ReferenceBackend):
         threads = torch.get_num_threads()
         if isinstance(weight, QuantizedWeight):
             values, scales, zeros = weight.values, weight.scales, weight.zeros
-            return self._native.pack_quantized(
-                values, scales, zeros, weight.bits, wide_bias, kind, is_gated, threads
-            )
+            return self._native.pack_quantized(values, scales, zeros, weight.bits, wide_bias, kind, is_gated, threads)
         return self._native.pack_plain(weight.detach(), wide_bias, kind, is_gated, threads)
 
     def linear(self, x: Tensor, packed: PackedLinear, residual: Tensor | None = None) -> Tensor:
@@ -72,13 +72,13 @@ class CpuBackend(ReferenceBackend):
 
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float, weight_offset: float = 0.0) -> Tensor:
         """Zhang and Sennrich 2019, in float32."""
-        result = torch.empty(x.shape, dtype=x.dtype)
+        result = torch.empty_like(x, memory_format=torch.contiguous_format)
         self._kernels.rms_norm(x, weight, epsilon, weight_offset, result)
         return result
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
         """Ba, Kiros and Hinton 2016."""
-        result = torch.empty(x.shape, dtype=x.dtype)
+        result = torch.empty_like(x, memory_format=torch.contiguous_format)
         self._kernels.layer_norm(x, weight, bias, epsilon, result)
         return result
 
@@ -98,12 +98,16 @@ class CpuBackend(ReferenceBackend):
         """Nothing to do: `rotate_and_append` clears each group of 16 positions when it writes the first of them."""
 
     def rotate_and_append(
-        self, query: Tensor, keys: Tensor, values: Tensor, rotation: Rotation | None, kv: KVLayer, kv_slots: Tensor
+        self, heads: Tensor, norms: HeadNorms | None, rotation: Rotation | None, kv: KVLayer, kv_slots: Tensor
     ) -> Tensor:
-        """[T, H, D], [T, G, D] twice -> [T, H, D]"""
-        result = query.new_empty(query.shape)
-        cos, sin = (None, None) if rotation is None else rotation
-        self._kernels.rotate_and_append(query, keys, values, cos, sin, kv, kv_slots, result)
+        """[T, H + 2G, D] -> [T, H, D]"""
+        tokens, num_heads, channels = heads.shape
+        result = heads.new_empty((tokens, num_heads - 2 * kv.heads, channels))
+        query_weight, key_weight, epsilon, offset = norms or (None, None, 0.0, 0.0)
+        cos, sin = rotation or (None, None)
+        self._kernels.rotate_and_append(
+            heads, query_weight, key_weight, epsilon, offset, cos, sin, kv, kv_slots, result
+        )
         return result
 
     def plan_attention(self, rows: AttentionRows, block_size: int) -> AttentionPlan:
@@ -121,15 +125,26 @@ class CpuBackend(ReferenceBackend):
 
     def pack_experts(self, weights: ExpertWeights, kind: str) -> PackedExperts:
         """One packed matrix of each kind for each expert."""
+        gate_up, down = _of_one_kind(weights.gate_up), _of_one_kind(weights.down)
         activation = Activation(kind, is_gated=True)
-        gate_up = [self.pack_linear(weight, None, activation) for weight in weights.gate_up]
-        return CpuExperts(gate_up, [self.pack_linear(weight, None) for weight in weights.down])
+        return CpuExperts(
+            [self.pack_linear(weight, None, activation) for weight in gate_up],
+            [self.pack_linear(weight, None) for weight in down],
+        )
 
     def mix_experts(self, x: Tensor, packed: PackedExperts, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
         """All experts' products in two parallel loops; a token's experts are summed in ascending order of id."""
         result = torch.empty(x.shape, dtype=x.dtype)
         self._kernels.mix_experts(x, packed.gate_up, packed.down, expert_ids, expert_weights, result)
         return result
+
+
+def _of_one_kind(weights: Tensor | Sequence[Weight]) -> Sequence[Weight]:
+    """All quantized with the same number of bits, or all plain: the kernels multiply all experts in one loop."""
+    kinds = {weight.bits if isinstance(weight, QuantizedWeight) else None for weight in weights}
+    if len(kinds) == 1:
+        return list(weights)
+    return [weight.dequantize() if isinstance(weight, QuantizedWeight) else weight for weight in weights]
 
 
 def why_not_native() -> str | None:
@@ -143,13 +158,12 @@ def why_not_native() -> str | None:
 
 def _load_native() -> ModuleType:
     try:
-        from kilotron.kernels.cpu import _native
+        native = import_module("kilotron.kernels.cpu._native")
     except ImportError as error:
         raise KernelError(
             f"the CPU kernels are not there ({error}); install g++ and then kilotron again, or use kernels=reference"
         ) from error
-    module: ModuleType = _native
-    return module
+    return native
 
 
 def _choose_isa(native: ModuleType) -> str:

@@ -14,6 +14,7 @@ from kilotron.kernels.interface import (
     AttentionOptions,
     AttentionRows,
     ExpertWeights,
+    HeadNorms,
     KVLayer,
     KVShape,
     PackedExperts,
@@ -136,12 +137,16 @@ class ReferenceBackend:
             layer.values.index_fill_(1, index, 0)
 
     def rotate_and_append(
-        self, query: Tensor, keys: Tensor, values: Tensor, rotation: Rotation | None, kv: KVLayer, kv_slots: Tensor
+        self, heads: Tensor, norms: HeadNorms | None, rotation: Rotation | None, kv: KVLayer, kv_slots: Tensor
     ) -> Tensor:
-        """[T, H, D], [T, G, D] twice -> [T, H, D]"""
+        """[T, H + 2G, D] -> [T, H, D]"""
+        groups, _, _, channels = kv.keys.shape
+        query, keys, values = heads.split((heads.shape[1] - 2 * groups, groups, groups), dim=1)
+        if norms is not None:
+            query = self.rms_norm(query, norms.query_weight, norms.epsilon, norms.weight_offset)
+            keys = self.rms_norm(keys, norms.key_weight, norms.epsilon, norms.weight_offset)
         if rotation is not None:
             query, keys = rotate(query, rotation), rotate(keys, rotation)
-        groups, _, _, channels = kv.keys.shape
         kv.keys.view(groups, -1, channels).index_copy_(1, kv_slots, keys.transpose(0, 1))
         kv.values.view(groups, -1, channels).index_copy_(1, kv_slots, values.transpose(0, 1))
         return query

@@ -1,15 +1,19 @@
 """SelfAttention: query, key and value of new tokens, the append to the paged cache, attention, output projection."""
 
-from torch import Tensor, nn
+from typing import Any
 
-from kilotron.kernels.interface import AttentionOptions, KernelBackend, Rotation
+import torch
+from torch import Tensor
+
+from kilotron.kernels.interface import AttentionOptions, HeadNorms, KernelBackend, Rotation
 from kilotron.models.inference_batch import InferenceBatch
+from kilotron.models.layers.layer import Layer
 from kilotron.models.layers.linear import Linear
 from kilotron.models.layers.normalization import make_norm
 from kilotron.models.transformer_config import TransformerConfig
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(Layer):
     """Causal self-attention of one layer over its part of the paged cache."""
 
     def __init__(self, config: TransformerConfig, kernels: KernelBackend, layer: int) -> None:
@@ -26,30 +30,37 @@ class SelfAttention(nn.Module):
         kv_size = config.num_query_groups * config.kv_channels
         self.linear_qkv = Linear(kernels, config.hidden_size, (query_size, kv_size, kv_size), bias=config.add_qkv_bias)
         self.linear_proj = Linear(kernels, query_size, (config.hidden_size,), bias=config.add_proj_bias)
-        self.norms_projection = config.qk_layernorm == "projection"
-        self.q_layernorm: nn.Module | None = None
-        self.k_layernorm: nn.Module | None = None
+        self.q_layernorm: Any = None
+        self.k_layernorm: Any = None
+        self.norms_each_head = config.qk_layernorm == "head"
         if config.qk_layernorm != "none":
-            self.q_layernorm = make_norm(config, kernels, query_size if self.norms_projection else config.kv_channels)
-            self.k_layernorm = make_norm(config, kernels, kv_size if self.norms_projection else config.kv_channels)
+            self.q_layernorm = make_norm(config, kernels, self.head_size if self.norms_each_head else query_size)
+            self.k_layernorm = make_norm(config, kernels, self.head_size if self.norms_each_head else kv_size)
+        self.norms_in_kernel = self.norms_each_head and config.normalization == "RMSNorm"
 
     def forward(
         self, hidden: Tensor, batch: InferenceBatch, rotation: Rotation | None, residual: Tensor | None = None
     ) -> Tensor:
         """[T, hidden] -> [T, hidden]; writes the new keys and values into the cache; `residual` is added."""
-        query, keys, values = self.linear_qkv(hidden).split(self.linear_qkv.output_sizes, dim=-1)
-        query, keys = self._heads(query, self.q_layernorm), self._heads(keys, self.k_layernorm)
-        values = self._heads(values, None)
+        projected, norms = self.linear_qkv(hidden), None
+        if self.norms_in_kernel:
+            norms = self._head_norms()
+        elif self.q_layernorm is not None:
+            projected = self._normed(projected)
+        heads = projected.view(len(hidden), -1, self.head_size)
         kv = batch.kv_layers[self.layer]
-        query = self.kernels.rotate_and_append(query, keys, values, rotation, kv, batch.kv_slots)
+        query = self.kernels.rotate_and_append(heads, norms, rotation, kv, batch.kv_slots)
         context = self.kernels.paged_attention(query, kv, batch.attention, self.options)
-        return self.linear_proj(context.reshape(context.shape[0], -1), residual)
+        return self.linear_proj(context.reshape(len(hidden), -1), residual)
 
-    def _heads(self, x: Tensor, norm: nn.Module | None) -> Tensor:
-        """[T, heads * D] -> [T, heads, D], normed before or after the split."""
-        if norm is not None and self.norms_projection:
-            x = norm(x)
-        x = x.view(x.shape[0], -1, self.head_size)
-        if norm is not None and not self.norms_projection:
-            x = norm(x)
-        return x
+    def _head_norms(self) -> HeadNorms:
+        query, key = self.q_layernorm, self.k_layernorm
+        return HeadNorms(query.weight, key.weight, query.epsilon, query.weight_offset)
+
+    def _normed(self, projected: Tensor) -> Tensor:
+        """Queries and keys normed over all heads at once (OLMo-2), or each head with another norm than the kernel's."""
+        query, keys, values = projected.split(self.linear_qkv.output_sizes, dim=-1)
+        if self.norms_each_head:
+            query, keys = (x.unflatten(-1, (-1, self.head_size)) for x in (query, keys))
+        query, keys = self.q_layernorm(query).flatten(1), self.k_layernorm(keys).flatten(1)
+        return torch.cat((query, keys, values), dim=-1)

@@ -1,14 +1,15 @@
 """LanguageModelEmbedding: token ids to hidden states, plus learned positions where a model has them."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kilotron.kernels.interface import KernelBackend
+from kilotron.models.layers.layer import Layer
 from kilotron.models.layers.linear import empty_parameter
 from kilotron.models.transformer_config import TransformerConfig
 
 
-class EmbeddingTable(nn.Module):
+class EmbeddingTable(Layer):
     """One table of vectors."""
 
     def __init__(self, kernels: KernelBackend, rows: int, size: int) -> None:
@@ -21,7 +22,7 @@ class EmbeddingTable(nn.Module):
         return self.kernels.embedding(ids, self.weight)
 
 
-class LanguageModelEmbedding(nn.Module):
+class LanguageModelEmbedding(Layer):
     """Word embeddings, scaled (Gemma) or with learned positions (GPT-2) where the config says so."""
 
     def __init__(self, config: TransformerConfig, kernels: KernelBackend) -> None:

@@ -1,13 +1,14 @@
 """MLP: the dense feed-forward part of a layer, gated or not."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from kilotron.kernels.interface import Activation, KernelBackend
+from kilotron.models.layers.layer import Layer
 from kilotron.models.layers.linear import Linear
 from kilotron.models.transformer_config import TransformerConfig
 
 
-class MLP(nn.Module):
+class MLP(Layer):
     """linear_fc2(activation(linear_fc1(x))); gated: linear_fc2(activation(gate(x)) * up(x))."""
 
     def __init__(self, config: TransformerConfig, kernels: KernelBackend) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kilotron.kernels.interface import Activation, KernelBackend, PackedLinear, QuantizedWeight, Weight
+from kilotron.models.layers.layer import Layer
 
 
 def empty_parameter(*shape: int) -> nn.Parameter:
@@ -13,7 +14,7 @@ def empty_parameter(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)
 
 
-class Linear(nn.Module):
+class Linear(Layer):
     """x @ weight.T + bias, then an activation where there is one, in the layout the kernels chose."""
 
     def __init__(
@@ -57,7 +58,7 @@ class Linear(nn.Module):
             self.bias = empty_parameter(*self.bias.shape)
 
 
-class TiedLinear(nn.Module):
+class TiedLinear(Layer):
     """A linear layer without parameters: its weight belongs to another module, which keeps it."""
 
     def __init__(self, kernels: KernelBackend) -> None:

@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kilotron.kernels.interface import ExpertWeights, KernelBackend, PackedExperts, Weight
+from kilotron.models.layers.layer import Layer
 from kilotron.models.layers.linear import Linear, empty_parameter
 from kilotron.models.transformer_config import TransformerConfig
 
 
-class ExpertLinear(nn.Module):
+class ExpertLinear(Layer):
     """One weight matrix for each expert: [experts, out, in]."""
 
     def __init__(self, num_experts: int, input_size: int, output_sizes: tuple[int, ...]) -> None:
@@ -20,7 +21,7 @@ class ExpertLinear(nn.Module):
         self.quantized: Sequence[Weight] | None = None
 
 
-class Experts(nn.Module):
+class Experts(Layer):
     """The experts of a layer."""
 
     def __init__(self, config: TransformerConfig, kernels: KernelBackend, num_experts: int, size: int) -> None:
@@ -48,7 +49,7 @@ class Experts(nn.Module):
             linear.weight = empty_parameter(*linear.weight.shape)
 
 
-class MixtureOfExperts(nn.Module):
+class MixtureOfExperts(Layer):
     """Softmax routing to the `moe_router_topk` most likely experts."""
 
     def __init__(self, config: TransformerConfig, kernels: KernelBackend) -> None:

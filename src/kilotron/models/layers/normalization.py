@@ -1,13 +1,14 @@
 """Norm layers: RMS norm and layer norm, chosen once from the config."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from kilotron.kernels.interface import KernelBackend
+from kilotron.models.layers.layer import Layer
 from kilotron.models.layers.linear import empty_parameter
 from kilotron.models.transformer_config import TransformerConfig
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(Layer):
     """x / rms(x) * weight, or * (1 + weight) when the weights are stored around zero."""
 
     def __init__(self, kernels: KernelBackend, size: int, epsilon: float, weight_offset: float) -> None:
@@ -22,7 +23,7 @@ class RMSNorm(nn.Module):
         return self.kernels.rms_norm(x, self.weight, self.epsilon, self.weight_offset)
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(Layer):
     """(x - mean) / deviation * weight + bias."""
 
     def __init__(self, kernels: KernelBackend, size: int, epsilon: float) -> None:

@@ -8,6 +8,7 @@ from kilotron.kernels.interface import KernelBackend, Rotation
 from kilotron.models.inference_batch import InferenceBatch
 from kilotron.models.layers.attention import SelfAttention
 from kilotron.models.layers.feed_forward import MLP
+from kilotron.models.layers.layer import Layer
 from kilotron.models.layers.mixture_of_experts import MixtureOfExperts
 from kilotron.models.layers.normalization import make_norm
 from kilotron.models.transformer_config import TransformerConfig
@@ -20,7 +21,7 @@ class Rotations(NamedTuple):
     local: Rotation | None
 
 
-class TransformerLayer(nn.Module):
+class TransformerLayer(Layer):
     """hidden + attention, then + MLP, each normed before, after or both."""
 
     def __init__(self, config: TransformerConfig, kernels: KernelBackend, layer: int) -> None:
@@ -60,7 +61,7 @@ class ParallelTransformerLayer(TransformerLayer):
         return self.mlp(self.pre_mlp_layernorm(hidden), residual=attended)
 
 
-class TransformerBlock(nn.Module):
+class TransformerBlock(Layer):
     """All layers, and the norm that follows the last."""
 
     def __init__(self, config: TransformerConfig, kernels: KernelBackend) -> None:

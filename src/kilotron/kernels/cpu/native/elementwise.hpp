@@ -39,28 +39,34 @@ static float sum_over(const typename Type::Item* x, int64_t size, const Function
     return sum(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
 }
 
+// x / rms(x) * (weight + offset) for one row.
+template <typename Type>
+static void rms_norm_row(const typename Type::Item* x, const typename Type::Item* weight, int64_t size, float epsilon,
+                         float weight_offset, typename Type::Item* result) {
+    const float squares = sum_over<Type>(x, size, [](Vec s, Vec v, int64_t) { return fma(v, v, s); });
+    const Vec scale = splat(1.0f / std::sqrt(squares / static_cast<float>(size) + epsilon));
+    for (int64_t i = 0; i < size; i += kPanel) {
+        const int64_t left = size - i;
+        Vec value = mul(read_some<Type>(x + i, left), scale);
+        const Vec gain = add(read_some<Type>(weight + i, left), splat(weight_offset));
+        if (weight_offset == 0) {
+            // As models are trained: rounded to the activations' type before the weight is applied.
+            typename Type::Item rounded[kPanel];
+            Type::write(rounded, value);
+            value = Type::read(rounded);
+        }
+        write_some<Type>(result + i, mul(value, gain), left);
+    }
+}
+
 static void run_rms_norm(const NormCall& call, int threads) {
     with_type(call.dtype, [&](auto type) {
         using Type = decltype(type);
         using Item = typename Type::Item;
         for_norm_rows(call, threads, [&](int64_t row, int64_t offset) {
-            const Item* x = static_cast<const Item*>(call.x) + offset;
-            const Item* weight = static_cast<const Item*>(call.weight);
-            Item* result = static_cast<Item*>(call.result) + row * call.size;
-            const float squares = sum_over<Type>(x, call.size, [](Vec s, Vec v, int64_t) { return fma(v, v, s); });
-            const Vec scale = splat(1.0f / std::sqrt(squares / static_cast<float>(call.size) + call.epsilon));
-            for (int64_t i = 0; i < call.size; i += kPanel) {
-                const int64_t left = call.size - i;
-                Vec value = mul(read_some<Type>(x + i, left), scale);
-                const Vec gain = add(read_some<Type>(weight + i, left), splat(call.weight_offset));
-                if (call.weight_offset == 0) {
-                    // As models are trained: rounded to the activations' type before the weight is applied.
-                    Item rounded[kPanel];
-                    Type::write(rounded, value);
-                    value = Type::read(rounded);
-                }
-                write_some<Type>(result + i, mul(value, gain), left);
-            }
+            rms_norm_row<Type>(static_cast<const Item*>(call.x) + offset, static_cast<const Item*>(call.weight),
+                               call.size, call.epsilon, call.weight_offset,
+                               static_cast<Item*>(call.result) + row * call.size);
         });
     });
 }
@@ -95,9 +101,10 @@ static void run_layer_norm(const NormCall& call, int threads) {
     });
 }
 
-// Rotates one head of one token from `from` to `to` (floats), half-split layout; the last channels are copied.
+// Rotates one head of one token, half-split layout; the last channels are copied. `from` and `to` may not overlap.
 template <typename Type>
-static void rotate_head(const AppendCall& call, int64_t token, const typename Type::Item* from, float* to) {
+static void rotate_head(const AppendCall& call, int64_t token, const typename Type::Item* from,
+                        typename Type::Item* to) {
     const int64_t half = call.half_rotated, channels = call.kv.channels;
     const float* cosines = call.cosines + token * half;
     const float* sines = call.sines + token * half;
@@ -105,11 +112,27 @@ static void rotate_head(const AppendCall& call, int64_t token, const typename Ty
         const int64_t left = half - c;
         const Vec first = read_some<Type>(from + c, left), second = read_some<Type>(from + half + c, left);
         const Vec cosine = read_some<F32>(cosines + c, left), sine = read_some<F32>(sines + c, left);
-        write_some<F32>(to + c, sub(mul(first, cosine), mul(second, sine)), left);
-        write_some<F32>(to + half + c, add(mul(second, cosine), mul(first, sine)), left);
+        write_some<Type>(to + c, sub(mul(first, cosine), mul(second, sine)), left);
+        write_some<Type>(to + half + c, add(mul(second, cosine), mul(first, sine)), left);
     }
-    for (int64_t c = 2 * half; c < channels; c += kPanel)
-        write_some<F32>(to + c, read_some<Type>(from + c, channels - c), channels - c);
+    std::memcpy(to + 2 * half, from + 2 * half, (channels - 2 * half) * sizeof(*to));
+}
+
+// One head of queries or keys on its way: normed and rotated as the call says.
+template <typename Type>
+static void prepare_head(const AppendCall& call, int64_t token, const typename Type::Item* from, const void* weight,
+                         typename Type::Item* to) {
+    using Item = typename Type::Item;
+    Item normed[kMostChannels];
+    if (weight != nullptr) {
+        rms_norm_row<Type>(from, static_cast<const Item*>(weight), call.kv.channels, call.epsilon, call.weight_offset,
+                           normed);
+        from = normed;
+    }
+    if (call.cosines != nullptr)
+        rotate_head<Type>(call, token, from, to);
+    else
+        std::memcpy(to, from, call.kv.channels * sizeof(Item));
 }
 
 template <typename Type>
@@ -180,37 +203,15 @@ static void append_run(const AppendCall& call, int64_t token, int64_t count, int
     }
     // Keys scatter over all lines of their group: fetched one head ahead, they cost a fraction of the time.
     if (head + 1 < kv.heads) prefetch_run<Type>(kv, slot, head + 1);
-    float rotated[kMostChannels];
     Item rows[kPanel * kMostChannels];
     const int64_t stride = kv.padded_channels();
     for (int64_t i = 0; i < count; i++) {
-        const Item* key = head_of<Type>(call.keys, token + i, head);
         Item* row = rows + i * stride;
-        if (call.cosines == nullptr) {
-            std::memcpy(row, key, kv.channels * sizeof(Item));
-        } else {
-            rotate_head<Type>(call, token + i, key, rotated);
-            for (int64_t c = 0; c < kv.channels; c += kPanel)
-                write_some<Type>(row + c, read_some<F32>(rotated + c, kv.channels - c), kv.channels - c);
-        }
+        prepare_head<Type>(call, token + i, head_of<Type>(call.keys, token + i, head), call.key_weight, row);
         if (kv.channels % 2) row[kv.channels] = 0;
         write_value<Type>(head_of<Type>(call.values, token + i, head), kv.channels, lane + i, values);
     }
     write_keys<Type>(rows, stride, count, kv.channels, lane, keys);
-}
-
-template <typename Type>
-static void rotate_query(const AppendCall& call, int64_t token, int64_t head, float* rotated) {
-    using Item = typename Type::Item;
-    const Item* from = head_of<Type>(call.query, token, head);
-    auto* to = static_cast<Item*>(call.rotated_query) + (token * call.query.heads + head) * call.kv.channels;
-    if (call.cosines == nullptr) {
-        std::memcpy(to, from, call.kv.channels * sizeof(Item));
-        return;
-    }
-    rotate_head<Type>(call, token, from, rotated);
-    for (int64_t c = 0; c < call.kv.channels; c += kPanel)
-        write_some<Type>(to + c, read_some<F32>(rotated + c, call.kv.channels - c), call.kv.channels - c);
 }
 
 // How many tokens from `token` on have slots that follow each other within one group.
@@ -233,13 +234,15 @@ static void run_rotate_and_append(const AppendCall& call, Workspace& workspace, 
     starts[num_runs] = call.tokens;
     WorkRanges runs(num_runs, threads);
     run_threads(threads, [&](int thread) {
-        float rotated[kMostChannels];
         for (int64_t run; (run = runs.take(thread)) >= 0;)
             with_type(call.kv.dtype, [&](auto type) {
                 using Type = decltype(type);
                 prefetch_run<Type>(call.kv, call.slots[starts[run]], 0);
                 for (int64_t token = starts[run]; token < starts[run + 1]; token++)
-                    for (int64_t head = 0; head < query_heads; head++) rotate_query<Type>(call, token, head, rotated);
+                    for (int64_t head = 0; head < query_heads; head++)
+                        prepare_head<Type>(call, token, head_of<Type>(call.query, token, head), call.query_weight,
+                                           static_cast<typename Type::Item*>(call.rotated_query) +
+                                               (token * query_heads + head) * call.kv.channels);
                 for (int64_t head = 0; head < call.kv.heads; head++)
                     append_run<Type>(call, starts[run], starts[run + 1] - starts[run], head);
             });

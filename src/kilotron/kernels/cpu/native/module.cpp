@@ -254,19 +254,31 @@ class CpuKernels {
         run([&] { kernels_.layer_norm(call, threads_); });
     }
 
-    void rotate_and_append(nb::handle query, nb::handle keys, nb::handle values, nb::handle cosines, nb::handle sines,
-                           const KVLayer& kv, nb::handle slots, nb::handle result) {
-        const Array queries(query, "query", 3), key_array(keys, "keys", 3), value_array(values, "values", 3);
-        const Array slot_array(slots, "slots", 1), output(result, "result", 3);
-        const int64_t tokens = queries.shape[0], channels = kv.view.channels;
+    void rotate_and_append(nb::handle heads, nb::handle query_weight, nb::handle key_weight, float epsilon,
+                           float weight_offset, nb::handle cosines, nb::handle sines, const KVLayer& kv,
+                           nb::handle slots, nb::handle result) {
+        const Array all(heads, "heads", 3), slot_array(slots, "slots", 1), output(result, "result", 3);
+        const int64_t tokens = all.shape[0], channels = kv.view.channels;
+        const int64_t query_heads = all.shape[1] - 2 * kv.view.heads;
+        if (query_heads < 1) refuse("heads", "queries, keys and values");
         AppendCall call{};
         call.kv = kv.view;
-        call.query = heads_of(queries, kv.view.dtype, tokens, queries.shape[1], channels);
-        call.keys = heads_of(key_array, kv.view.dtype, tokens, kv.view.heads, channels);
-        call.values = heads_of(value_array, kv.view.dtype, tokens, kv.view.heads, channels);
-        heads_of(output, kv.view.dtype, tokens, queries.shape[1], channels);
+        const Heads first = heads_of(all, kv.view.dtype, tokens, all.shape[1], channels);
+        const int64_t head_bytes = first.head_stride * item_bytes(kv.view.dtype);
+        const auto heads_from = [&](int64_t number, int64_t count) {
+            return Heads{static_cast<std::byte*>(first.data) + number * head_bytes, first.token_stride,
+                         first.head_stride, count};
+        };
+        call.query = heads_from(0, query_heads);
+        call.keys = heads_from(query_heads, kv.view.heads);
+        call.values = heads_from(query_heads + kv.view.heads, kv.view.heads);
+        heads_of(output, kv.view.dtype, tokens, query_heads, channels);
         output.expect_contiguous();
         call.rotated_query = output.data;
+        call.query_weight = gain_of(query_weight, all.kind, channels);
+        call.key_weight = gain_of(key_weight, all.kind, channels);
+        call.epsilon = epsilon;
+        call.weight_offset = weight_offset;
         if (!cosines.is_none()) {
             const Array cosine(cosines, "cos", 2), sine(sines, "sin", 2);
             for (const Array* array : {&cosine, &sine}) {
@@ -373,8 +385,16 @@ class CpuKernels {
         return {array.data, array.strides[0], array.strides[1], heads};
     }
 
+    static const void* gain_of(nb::handle weight, Kind kind, int64_t size) {
+        if (weight.is_none()) return nullptr;
+        const Array gain(weight, "weight", 1);
+        gain.expect_kind(kind);
+        gain.expect_shape(0, size);
+        return gain.data;
+    }
+
     static NormCall norm_call(nb::handle x, nb::handle weight, nb::handle bias, float epsilon, nb::handle result) {
-        const Array input(x, "x", 2, 3), gain(weight, "weight", 1), output(result, "result", 2, 3);
+        const Array input(x, "x", 2, 3), output(result, "result", 2, 3);
         const int last = input.ndim() - 1;
         NormCall call{};
         call.x = input.data;
@@ -385,15 +405,8 @@ class CpuKernels {
         call.inner_stride = last == 2 ? input.strides[1] : 0;
         call.epsilon = epsilon;
         call.dtype = input.dtype();
-        gain.expect_kind(input.kind);
-        gain.expect_shape(0, call.size);
-        call.weight = gain.data;
-        if (!bias.is_none()) {
-            const Array shift(bias, "bias", 1);
-            shift.expect_kind(input.kind);
-            shift.expect_shape(0, call.size);
-            call.bias = shift.data;
-        }
+        call.weight = gain_of(weight, input.kind, call.size);
+        call.bias = gain_of(bias, input.kind, call.size);
         output.expect_kind(input.kind);
         output.expect_contiguous();
         for (int axis = 0; axis <= last; axis++) output.expect_shape(axis, input.shape[axis]);
@@ -413,6 +426,8 @@ class CpuKernels {
 
 NB_MODULE(_native, m) {
     using namespace kilotron;
+    // An interrupt may leave a traceback, and with it weights, alive until the interpreter has gone.
+    nb::set_leak_warnings(false);
     m.doc() = "Kernels for CPUs. Arguments are checked here; see kernels/cpu/backend.py for what they mean.";
     m.def("supported_isas", &supported_isas);
     nb::class_<PackedMatrix>(m, "PackedMatrix")
@@ -423,9 +438,11 @@ NB_MODULE(_native, m) {
           nb::arg("is_gated"), nb::arg("threads"));
     m.def("pack_quantized", &pack_quantized, nb::arg("values"), nb::arg("scales"), nb::arg("zeros"), nb::arg("bits"),
           nb::arg("bias").none(), nb::arg("activation").none(), nb::arg("is_gated"), nb::arg("threads"));
-    nb::class_<KVLayer>(m, "KVLayer").def_prop_ro("num_bytes", [](const KVLayer& layer) {
-        return layer.view.block_bytes() * layer.view.num_blocks;
-    });
+    nb::class_<KVLayer>(m, "KVLayer")
+        .def_prop_ro("heads", [](const KVLayer& layer) { return layer.view.heads; })
+        .def_prop_ro("num_bytes", [](const KVLayer& layer) {
+            return layer.view.block_bytes() * layer.view.num_blocks;
+        });
     m.def("allocate_kv", &allocate_kv, nb::arg("num_layers"), nb::arg("num_blocks"), nb::arg("block_size"),
           nb::arg("heads"), nb::arg("channels"), nb::arg("dtype"));
     nb::class_<StepRows>(m, "StepRows")
@@ -440,8 +457,8 @@ NB_MODULE(_native, m) {
         .def("rms_norm", &CpuKernels::rms_norm)
         .def("layer_norm", &CpuKernels::layer_norm, nb::arg("x"), nb::arg("weight"), nb::arg("bias").none(),
              nb::arg("epsilon"), nb::arg("result"))
-        .def("rotate_and_append", &CpuKernels::rotate_and_append, nb::arg("query"), nb::arg("keys"), nb::arg("values"),
-             nb::arg("cosines").none(), nb::arg("sines").none(), nb::arg("kv"), nb::arg("slots"), nb::arg("result"))
+        .def("rotate_and_append", &CpuKernels::rotate_and_append, nb::arg("heads"), nb::arg("query_weight").none(),
+             nb::arg("key_weight").none(), nb::arg("epsilon"), nb::arg("weight_offset"), nb::arg("cosines").none(), nb::arg("sines").none(), nb::arg("kv"), nb::arg("slots"), nb::arg("result"))
         .def("paged_attention", &CpuKernels::paged_attention)
         .def("mix_experts", &CpuKernels::mix_experts);
 }

@@ -110,6 +110,10 @@ struct AppendCall {
     KVLayerView kv;
     Heads query, keys, values;
     void* rotated_query;    // [tokens][query heads][channels], contiguous
+    const void* query_weight;  // [channels] of the norm of each head, or null; the same for keys
+    const void* key_weight;
+    float epsilon;
+    float weight_offset;
     const float* cosines;   // [tokens][rotated / 2], or null
     const float* sines;
     int64_t half_rotated;

@@ -1,0 +1,147 @@
+"""ProfiledBackend: any kernel backend, with the time of each operation on record."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from torch import Tensor, device
+
+from kilotron.kernels.interface import (
+    Activation,
+    AttentionOptions,
+    AttentionPlan,
+    AttentionRows,
+    ExpertWeights,
+    HeadNorms,
+    KernelBackend,
+    KVLayer,
+    KVShape,
+    PackedExperts,
+    PackedLinear,
+    Rotation,
+    Weight,
+)
+from kilotron.trace import Trace
+
+OPERATION = "operation"
+"""The category of what a step calls."""
+LOADING = "loading"
+"""The category of what is called once, before the first step."""
+
+R = TypeVar("R")
+
+
+class NamedWeights(NamedTuple):
+    """What the backend made of some weights, and what to call their use."""
+
+    packed: Any
+    name: str
+
+
+class ProfiledBackend:
+    """Hands every operation on and changes nothing of it.
+
+    An operation's name tells the sizes that a layer fixes; what differs between steps stands in the arguments. On an
+    accelerator, which works on its own, the times are those of handing work over.
+
+    Args:
+        kernels: the backend that does the work.
+        trace: takes the times.
+    """
+
+    def __init__(self, kernels: KernelBackend, trace: Trace) -> None:
+        self._kernels = kernels
+        self._trace = trace
+
+    @property
+    def name(self) -> str:
+        """That of the backend at work."""
+        return self._kernels.name
+
+    @property
+    def device(self) -> device:
+        """That of the backend at work."""
+        return self._kernels.device
+
+    def free_memory_bytes(self) -> int:
+        """See `KernelBackend`; this is no operation, and not on record."""
+        return self._kernels.free_memory_bytes()
+
+    def pack_linear(self, weight: Weight, bias: Tensor | None, activation: Activation | None = None) -> PackedLinear:
+        """See `KernelBackend`."""
+        num_out, num_in = weight.shape
+        name = f"pack_linear {num_in} -> {num_out}"
+        packed = self._load(name, {}, self._kernels.pack_linear, weight, bias, activation)
+        return NamedWeights(packed, f"linear {num_in} -> {num_out}{_ending(activation)}")
+
+    def linear(self, x: Tensor, packed: PackedLinear, residual: Tensor | None = None) -> Tensor:
+        """See `KernelBackend`."""
+        return self._run(packed.name, {"rows": x.shape[0]}, self._kernels.linear, x, packed.packed, residual)
+
+    def embedding(self, token_ids: Tensor, table: Tensor) -> Tensor:
+        """See `KernelBackend`."""
+        name = f"embedding {_sizes(table.shape)}"
+        return self._run(name, {"rows": len(token_ids)}, self._kernels.embedding, token_ids, table)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float, weight_offset: float = 0.0) -> Tensor:
+        """See `KernelBackend`."""
+        name = f"rms_norm {_sizes(x.shape[1:])}"
+        return self._run(name, {"rows": x.shape[0]}, self._kernels.rms_norm, x, weight, epsilon, weight_offset)
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
+        """See `KernelBackend`."""
+        name = f"layer_norm {_sizes(x.shape[1:])}"
+        return self._run(name, {"rows": x.shape[0]}, self._kernels.layer_norm, x, weight, bias, epsilon)
+
+    def allocate_kv(self, shape: KVShape) -> list[KVLayer]:
+        """See `KernelBackend`."""
+        return self._load("allocate_kv", {"bytes": shape.total_bytes}, self._kernels.allocate_kv, shape)
+
+    def clear_kv_blocks(self, kv_layers: list[KVLayer], block_ids: list[int]) -> None:
+        """See `KernelBackend`."""
+        self._run("clear_kv_blocks", {"blocks": len(block_ids)}, self._kernels.clear_kv_blocks, kv_layers, block_ids)
+
+    def rotate_and_append(
+        self, heads: Tensor, norms: HeadNorms | None, rotation: Rotation | None, kv: KVLayer, kv_slots: Tensor
+    ) -> Tensor:
+        """See `KernelBackend`."""
+        name = f"rotate_and_append {_sizes(heads.shape[1:])}"
+        append = self._kernels.rotate_and_append
+        return self._run(name, {"rows": heads.shape[0]}, append, heads, norms, rotation, kv, kv_slots)
+
+    def plan_attention(self, rows: AttentionRows, block_size: int) -> AttentionPlan:
+        """See `KernelBackend`."""
+        name = "plan_attention"
+        return self._run(name, {"rows": len(rows.num_new)}, self._kernels.plan_attention, rows, block_size)
+
+    def paged_attention(self, query: Tensor, kv: KVLayer, plan: AttentionPlan, options: AttentionOptions) -> Tensor:
+        """See `KernelBackend`."""
+        name = f"paged_attention {_sizes(query.shape[1:])}{'' if options.window is None else f' in {options.window}'}"
+        return self._run(name, {"rows": query.shape[0]}, self._kernels.paged_attention, query, kv, plan, options)
+
+    def pack_experts(self, weights: ExpertWeights, kind: str) -> PackedExperts:
+        """See `KernelBackend`."""
+        sizes = _sizes((len(weights.gate_up), *weights.gate_up[0].shape))
+        packed = self._load(f"pack_experts {sizes}", {}, self._kernels.pack_experts, weights, kind)
+        return NamedWeights(packed, f"mix_experts {sizes}")
+
+    def mix_experts(self, x: Tensor, packed: PackedExperts, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
+        """See `KernelBackend`."""
+        mix = self._kernels.mix_experts
+        return self._run(packed.name, {"rows": x.shape[0]}, mix, x, packed.packed, expert_ids, expert_weights)
+
+    def _run(self, name: str, arguments: Mapping[str, int], operation: Callable[..., R], *args: Any) -> R:
+        return self._trace.run(operation, *args, name=name, category=OPERATION, arguments=arguments)
+
+    def _load(self, name: str, arguments: Mapping[str, int], operation: Callable[..., R], *args: Any) -> R:
+        return self._trace.run(operation, *args, name=name, category=LOADING, arguments=arguments)
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _ending(activation: Activation | None) -> str:
+    """An activation as a part of a name."""
+    if activation is None:
+        return ""
+    return f", gated {activation.kind}" if activation.is_gated else f", {activation.kind}"
