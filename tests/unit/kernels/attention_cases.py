@@ -95,13 +95,13 @@ def make_case(
     is_written: bool = True,
 ) -> Case:
     """`sizes` are (computed, new) tokens per row; blocks are handed out in random order."""
-    generator = torch.Generator().manual_seed(sum(map(sum, sizes)))
+    generator, shuffle = (torch.Generator().manual_seed(sum(map(sum, sizes))) for _ in range(2))
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(dtype)
 
     lengths = [computed + new for computed, new in sizes]
-    table = _hand_out([-(-length // block_size) for length in lengths], generator)
+    table = _hand_out([-(-length // block_size) for length in lengths], shuffle)
     shape = KVShape(
         num_layers=1,
         num_blocks=int(table.max()) + 3,

@@ -46,7 +46,7 @@ def plain(weight: QuantizedWeight) -> Tensor:
 
 def slack_of(x: Tensor, weight: Tensor) -> Tensor:
     """Float32 activations may be rounded to bfloat16 on their way in: the weights are coarser."""
-    relative = 2.0**-9 if x.dtype == torch.float32 else 2.0**-9 if x.dtype == torch.float16 else 2.0**-21
+    relative = 2.0**-21 if x.dtype == torch.bfloat16 else 2.0**-8
     return relative * (x.double().abs() @ weight.abs().T) + 1e-6
 
 
