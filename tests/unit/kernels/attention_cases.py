@@ -9,6 +9,7 @@ from torch import Tensor
 from kilotron.kernels.interface import (
     AttentionOptions,
     AttentionRows,
+    HeadNorms,
     KernelBackend,
     KVLayer,
     KVShape,
@@ -75,9 +76,10 @@ def append(
     rotation: Rotation | None,
     kv: KVLayer,
     slots: Tensor,
+    norms: HeadNorms | None = None,
 ) -> Tensor:
-    """[T, H, D], [T, G, D] twice -> the queries, rotated"""
-    return backend.rotate_and_append(query, keys, values, rotation, kv, slots)
+    """[T, H, D], [T, G, D] twice -> the queries, normed and rotated"""
+    return backend.rotate_and_append(torch.cat((query, keys, values), 1), norms, rotation, kv, slots)
 
 
 def make_case(

@@ -63,8 +63,8 @@ def good_arguments() -> dict[str, dict[str, Any]]:
             "result": torch.empty(TOKENS, SIZE),
         },
         "rotate_and_append": {
-            "query": torch.ones(TOKENS, HEADS, CHANNELS), "keys": torch.ones(TOKENS, GROUPS, CHANNELS),
-            "values": torch.ones(TOKENS, GROUPS, CHANNELS), "cos": torch.ones(TOKENS, 4), "sin": torch.ones(TOKENS, 4),
+            "heads": torch.ones(TOKENS, HEADS + 2 * GROUPS, CHANNELS), "query_weight": torch.ones(CHANNELS),
+            "key_weight": torch.ones(CHANNELS), "epsilon": 1e-6, "weight_offset": 0.0, "cos": torch.ones(TOKENS, 4), "sin": torch.ones(TOKENS, 4),
             "kv": kv, "slots": torch.arange(BLOCK_SIZE, BLOCK_SIZE + TOKENS),
             "result": torch.empty(TOKENS, HEADS, CHANNELS),
         },
@@ -112,8 +112,7 @@ WRONG_ARRAYS: dict[str, Callable[[torch.Tensor], Any]] = {
 }
 # What fits all the same: sizes that name themselves, and an only axis whose size is free.
 FITTING = {
-    ("pack_plain", "weight", "a longer last axis"), ("pack_quantized", "values", "a longer last axis"),
-    ("rotate_and_append", "query", "a longer first axis"),
+    ("StepRows", "block_table", "a longer last axis"), ("pack_plain", "weight", "a longer last axis"), ("pack_quantized", "values", "a longer last axis"),
 }  # fmt: skip
 ARRAYS = [
     (operation, name, wrong)
@@ -178,12 +177,13 @@ SCALARS: list[tuple[str, dict[str, Any], str]] = [
     ("linear", {"x": torch.ones(TOKENS, SIZE).half()}, "x: expected the dtype of the packed weight"),
     ("rms_norm", {"x": torch.ones(TOKENS, 0), "weight": torch.ones(0), "result": torch.ones(TOKENS, 0)}, "x: expected"),
     ("rms_norm", {"result": torch.ones(TOKENS, SIZE, 0)}, "result: expected"),
-    ("rms_norm", {"weight": None}, "weight: expected an array"),
+    ("rms_norm", {"weight": None}, "incompatible function arguments"),
     ("layer_norm", {"x": torch.ones(1, 0), "weight": torch.ones(0), "bias": None, "result": torch.ones(1, 0)}, "x: exp"),
     ("rotate_and_append", {"slots": torch.tensor([16, 17, NUM_BLOCKS * BLOCK_SIZE])}, "slots: expected places"),
     ("rotate_and_append", {"slots": torch.tensor([16, 17, -1])}, "slots: expected places"),
     ("rotate_and_append", {"slots": torch.tensor([15, 16, 17])}, "slots: expected places .* the null block"),
     ("rotate_and_append", {"cos": torch.ones(3, 5), "sin": torch.ones(3, 5)}, "cos: expected at most half"),
+    ("rotate_and_append", {"heads": torch.ones(3, 4, 8), "result": torch.ones(3, 0, 8)}, "heads: expected queries"),
     ("rotate_and_append", {"sin": None}, "sin: expected an array"),
     ("paged_attention", {"rows": None}, "incompatible function arguments"),
     ("paged_attention", {"kv": None}, "incompatible function arguments"),
@@ -214,11 +214,13 @@ def test_rows_of_another_cache_are_refused() -> None:
 def test_experts_that_do_not_fit_each_other_are_refused() -> None:
     good = good_arguments()["mix_experts"]
     with pytest.raises(TypeError, match="experts: expected equal sizes and formats"):
-        call("mix_experts", {"gate_up": [*good["gate_up"], pack(SIZE)], "down": good["down"] * 2})
+        call("mix_experts", {"gate_up": [*good["gate_up"], pack(OUT)], "down": good["down"] * 2})
     with pytest.raises(TypeError, match="experts: expected sizes that fit each other"):
         call("mix_experts", {"down": [pack(OUT)]})
+    with pytest.raises(TypeError, match="experts: expected sizes that fit each other"):
+        call("mix_experts", {"gate_up": [pack(2 * SIZE)]})
     with pytest.raises(TypeError, match="x: expected the dtype of the packed weight"):
-        call("mix_experts", {"gate_up": [pack(SIZE, torch.float16)]})
+        call("mix_experts", {"x": torch.ones(TOKENS, SIZE).half()})
 
 
 def test_tokens_without_experts_are_refused() -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kilotron.kernels.interface import AttentionOptions, AttentionRows, ExpertWeights, KVShape, Rotation
+from kilotron.kernels.interface import AttentionOptions, AttentionRows, ExpertWeights, HeadNorms, KVShape, Rotation
 from kilotron.kernels.reference.backend import rotate
 from unit.kernels.attention_cases import append, make_case
 from unit.kernels.cpu_backends import (
@@ -108,6 +108,40 @@ def test_values_stand_at_their_slots(isa: str, dtype: torch.dtype, block_size: i
     plan = cpu.plan_attention(AttentionRows(*torch.tensor([[0], [tokens]]).numpy(), table), block_size)
     found = cpu.paged_attention(values, kv, plan, AttentionOptions(scale=1.0, window=1))
     assert has_same_bits(found, values)
+
+
+@each_dtype
+@each_isa
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize(("channels", "half"), [(40, 20), (64, 0), (256, 64)])
+def test_heads_are_normed_before_they_are_rotated(
+    isa: str, dtype: torch.dtype, channels: int, half: int, offset: float
+) -> None:
+    """With the bits of a norm and a rotation of their own."""
+    cpu, rotation = make_cpu(isa), turning(20, half)
+    weights = draw(channels, dtype=dtype, seed=4), draw(channels, dtype=dtype, seed=5)
+    fused, plain = (make_case(cpu, [(0, 20)], channels=channels, dtype=dtype, is_written=False) for _ in range(2))
+    slots, norms = fused.slots_of(0, 0, 20), HeadNorms(*weights, 1e-6, offset)
+    fused.query = append(cpu, fused.query, fused.keys[0], fused.values[0], rotation, fused.kv, slots, norms)
+    query, keys = (
+        cpu.rms_norm(x, weight, 1e-6, offset)
+        for x, weight in zip((plain.query, plain.keys[0]), weights, strict=True)
+    )
+    plain.query = append(cpu, query, keys, plain.values[0], rotation, plain.kv, slots)
+    assert has_same_bits(fused.query, plain.query)
+    assert has_same_bits(fused.run()[0], plain.run()[0])
+
+
+@each_dtype
+@each_isa
+def test_heads_may_have_any_stride(isa: str, dtype: torch.dtype) -> None:
+    cpu, rotation, slots = make_cpu(isa), turning(9, 10), torch.arange(16, 25)
+    kv = cpu.allocate_kv(shape_of(20, dtype))[0]
+    wide = draw(9, 8, 33, dtype=dtype)
+    found = cpu.rotate_and_append(wide[..., 3:23], None, rotation, kv, slots)
+    assert has_same_bits(found, cpu.rotate_and_append(wide[..., 3:23].contiguous(), None, rotation, kv, slots))
+    turned = wide[..., 3:23].transpose(0, 1).contiguous().transpose(0, 1)
+    assert has_same_bits(found, cpu.rotate_and_append(turned, None, rotation, kv, slots))
 
 
 @each_dtype

@@ -66,7 +66,10 @@ const DLPackExchangeAPI* exchange_of(nb::handle object) {
 DLTensor view_of(nb::handle object, const char* name, int64_t (&axes)[2][kMostAxes]) {
     DLTensor tensor{};
     if (const DLPackExchangeAPI* api = exchange_of(object)) {
-        if (api->tensor_from_object(object.ptr(), &tensor) != 0) throw nb::python_error();
+        if (api->tensor_from_object(object.ptr(), &tensor) != 0) {
+            PyErr_Clear();
+            refuse(name, "an array in the memory of the CPU");
+        }
         return tensor;
     }
     nb::ndarray<> array;

@@ -280,8 +280,8 @@ class CpuKernels {
         heads_of(output, kv.view.dtype, tokens, query_heads, channels);
         output.expect_contiguous();
         call.rotated_query = output.data;
-        call.query_weight = gain_of(query_weight, all.kind, channels);
-        call.key_weight = gain_of(key_weight, all.kind, channels);
+        call.query_weight = gain_of(query_weight, "query_weight", all.kind, channels);
+        call.key_weight = gain_of(key_weight, "key_weight", all.kind, channels);
         call.epsilon = epsilon;
         call.weight_offset = weight_offset;
         if (!cosines.is_none()) {
@@ -393,9 +393,9 @@ class CpuKernels {
         return {array.data, array.strides[0], array.strides[1], heads};
     }
 
-    static const void* gain_of(nb::handle weight, Kind kind, int64_t size) {
+    static const void* gain_of(nb::handle weight, const char* name, Kind kind, int64_t size) {
         if (weight.is_none()) return nullptr;
-        const Array gain(weight, "weight", 1);
+        const Array gain(weight, name, 1);
         gain.expect_kind(kind);
         gain.expect_shape(0, size);
         return gain.data;
@@ -414,8 +414,8 @@ class CpuKernels {
         call.inner_stride = last == 2 ? input.strides[1] : 0;
         call.epsilon = epsilon;
         call.dtype = input.dtype();
-        call.weight = gain_of(weight, input.kind, call.size);
-        call.bias = gain_of(bias, input.kind, call.size);
+        call.weight = gain_of(weight, "weight", input.kind, call.size);
+        call.bias = gain_of(bias, "bias", input.kind, call.size);
         output.expect_kind(input.kind);
         output.expect_contiguous();
         output.expect_axes(input.ndim());
