@@ -23,7 +23,9 @@ def run_suite(*arguments: str, timeout_s: int, **environment: str) -> str:
     """The end of what pytest prints; fails unless all tests pass."""
     command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist"]
     variables = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"} | environment
-    done = subprocess.run([*command, *arguments], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=timeout_s)
+    done = subprocess.run(
+        [*command, *arguments], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=timeout_s
+    )
     output = done.stdout[-6000:] + done.stderr[-6000:]
     assert done.returncode == 0, output
     return output
@@ -77,7 +79,9 @@ def sanitized_module(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def find_runtime(name: str) -> str:
-    return subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        ["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 @pytest.mark.slow
@@ -92,5 +96,5 @@ def test_sanitizers_find_nothing_in_the_kernels(sanitized_module: Path) -> None:
         "PYTHONMALLOC": "malloc",
     }
     files = sorted(map(str, (ROOT / "tests/unit/kernels").glob("test_cpu_*.py")))
-    output = run_suite(*PLUGIN, "--timeout=600", *files, timeout_s=1100, **environment)
+    output = run_suite(*PLUGIN, "--capture=no", "--timeout=600", *files, timeout_s=1100, **environment)
     assert " passed" in output

@@ -56,7 +56,12 @@ ON_CPU = [
     ("int8", "bfloat16"),
     ("int4", "float32"),
 ]
-ONLY_SLOW = [("gqa", "float16"), ("windows-and-softcaps", "bfloat16"), ("experts", "float32"), ("int4-experts", "bfloat16")]
+ONLY_SLOW = [
+    ("gqa", "float16"),
+    ("windows-and-softcaps", "bfloat16"),
+    ("experts", "float32"),
+    ("int4-experts", "bfloat16"),
+]
 
 
 def subjects() -> list[Any]:

@@ -178,7 +178,11 @@ SCALARS: list[tuple[str, dict[str, Any], str]] = [
     ("rms_norm", {"x": torch.ones(TOKENS, 0), "weight": torch.ones(0), "result": torch.ones(TOKENS, 0)}, "x: expected"),
     ("rms_norm", {"result": torch.ones(TOKENS, SIZE, 0)}, "result: expected"),
     ("rms_norm", {"weight": None}, "incompatible function arguments"),
-    ("layer_norm", {"x": torch.ones(1, 0), "weight": torch.ones(0), "bias": None, "result": torch.ones(1, 0)}, "x: exp"),
+    (
+        "layer_norm",
+        {"x": torch.ones(1, 0), "weight": torch.ones(0), "bias": None, "result": torch.ones(1, 0)},
+        "x: exp",
+    ),
     ("rotate_and_append", {"slots": torch.tensor([16, 17, NUM_BLOCKS * BLOCK_SIZE])}, "slots: expected places"),
     ("rotate_and_append", {"slots": torch.tensor([16, 17, -1])}, "slots: expected places"),
     ("rotate_and_append", {"slots": torch.tensor([15, 16, 17])}, "slots: expected places .* the null block"),

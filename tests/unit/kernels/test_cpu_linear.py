@@ -116,9 +116,7 @@ def test_arrays_may_have_any_stride_between_rows(isa: str, dtype: torch.dtype) -
     cpu, wide = make_cpu(isa), draw(8, 200, dtype=dtype)
     packed = cpu.pack_linear(draw(33, 128, dtype=dtype, seed=1)[:, 31:95], None)
     x, residual = wide[:, 3:67], wide[:, 100:133]
-    assert has_same_bits(
-        cpu.linear(x, packed, residual), cpu.linear(x.contiguous(), packed, residual.contiguous())
-    )
+    assert has_same_bits(cpu.linear(x, packed, residual), cpu.linear(x.contiguous(), packed, residual.contiguous()))
     repeated = x[:1].expand(8, 64)
     assert has_same_bits(cpu.linear(repeated, packed), cpu.linear(repeated.contiguous(), packed))
 
@@ -157,7 +155,9 @@ def activated(isa: str, kind: str, values: Tensor) -> Tensor:
 def test_activations_are_exact_to_a_few_millionths(isa: str, dtype: torch.dtype, kind: str) -> None:
     values = torch.cat((torch.linspace(-20, 20, 2001), 10.0 ** torch.arange(-30, 4), -(10.0 ** torch.arange(-30, 4))))
     values = values.to(dtype)
-    assert_near(activated(isa, kind, values), FUNCTIONS[kind](values.double()), 5e-7 * (1 + values.double().abs().clamp(max=6)))
+    assert_near(
+        activated(isa, kind, values), FUNCTIONS[kind](values.double()), 5e-7 * (1 + values.double().abs().clamp(max=6))
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -70,7 +70,9 @@ def turning(tokens: int, half: int) -> Rotation:
 @each_thread_count
 @each_dtype
 @each_isa
-@pytest.mark.parametrize(("channels", "half"), [(8, 4), (40, 20), (64, 8), (80, 40), (96, 17), (128, 64), (256, 128), (6, 0)])
+@pytest.mark.parametrize(
+    ("channels", "half"), [(8, 4), (40, 20), (64, 8), (80, 40), (96, 17), (128, 64), (256, 128), (6, 0)]
+)
 def test_queries_are_rotated(isa: str, dtype: torch.dtype, channels: int, half: int, threads: int) -> None:
     cpu, rotation = make_cpu(isa, threads), turning(50, half)
     kv = cpu.allocate_kv(shape_of(channels, dtype))[0]
@@ -124,8 +126,7 @@ def test_heads_are_normed_before_they_are_rotated(
     slots, norms = fused.slots_of(0, 0, 20), HeadNorms(*weights, 1e-6, offset)
     fused.query = append(cpu, fused.query, fused.keys[0], fused.values[0], rotation, fused.kv, slots, norms)
     query, keys = (
-        cpu.rms_norm(x, weight, 1e-6, offset)
-        for x, weight in zip((plain.query, plain.keys[0]), weights, strict=True)
+        cpu.rms_norm(x, weight, 1e-6, offset) for x, weight in zip((plain.query, plain.keys[0]), weights, strict=True)
     )
     plain.query = append(cpu, query, keys, plain.values[0], rotation, plain.kv, slots)
     assert has_same_bits(fused.query, plain.query)
@@ -154,7 +155,9 @@ def test_keys_are_rotated_on_their_way_into_the_cache(isa: str, dtype: torch.dty
     found.query = append(cpu, found.query, found.keys[0], found.values[0], rotation, found.kv, slots)
     expected.query, expected.keys[0] = rotate(expected.query, rotation), rotate(expected.keys[0], rotation)
     expected.append(0, 0, 90)
-    torch.testing.assert_close(found.run()[0].float(), expected.run()[0].float(), rtol=0, atol=4 * torch.finfo(dtype).eps)
+    torch.testing.assert_close(
+        found.run()[0].float(), expected.run()[0].float(), rtol=0, atol=4 * torch.finfo(dtype).eps
+    )
 
 
 @each_thread_count

@@ -24,7 +24,9 @@ GROUPED = [(64, 2), (192, 2), (128, 1), (1024, 8), (2048, 2), (4224, 33), (8192,
 each_bits = pytest.mark.parametrize("bits", [8, 4])
 
 
-def make_quantized(outputs: int, inputs: int, groups: int, bits: int, dtype: torch.dtype, seed: int = 1) -> QuantizedWeight:
+def make_quantized(
+    outputs: int, inputs: int, groups: int, bits: int, dtype: torch.dtype, seed: int = 1
+) -> QuantizedWeight:
     generator = torch.Generator().manual_seed(seed)
     least, most = (-128, 127) if bits == 8 else (0, 15)
     zeros = torch.zeros(outputs, groups) if bits == 8 else torch.randint(0, 17, (outputs, groups), generator=generator)
@@ -121,7 +123,9 @@ def test_quantized_and_plain_experts_mix_alike(isa: str, bits: int) -> None:
         backend.mix_experts(x, backend.pack_experts(ExpertWeights(gate_up, down), "silu"), ids, probabilities)
         for backend in (cpu, reference)
     )
-    torch.testing.assert_close(found.float(), expected.float(), rtol=0.05, atol=0.02 * expected.float().abs().max().item())
+    torch.testing.assert_close(
+        found.float(), expected.float(), rtol=0.05, atol=0.02 * expected.float().abs().max().item()
+    )
 
 
 @each_isa
