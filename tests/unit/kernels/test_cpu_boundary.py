@@ -30,7 +30,8 @@ def good_arguments() -> dict[str, dict[str, Any]]:
     pair = [native.pack_plain(torch.ones(2 * SIZE, SIZE), None, "silu", True, 1)], [pack(SIZE)]
     return {
         "pack_plain": {
-            "weight": torch.ones(OUT, SIZE), "bias": torch.ones(OUT), "activation": "silu", "is_gated": True, "threads": 1
+            "weight": torch.ones(OUT, SIZE), "bias": torch.ones(OUT), "activation": "silu", "is_gated": True,
+            "threads": 1,
         },
         "pack_quantized": {
             "values": torch.ones(OUT, 64, dtype=torch.int8),
@@ -64,7 +65,8 @@ def good_arguments() -> dict[str, dict[str, Any]]:
         },
         "rotate_and_append": {
             "heads": torch.ones(TOKENS, HEADS + 2 * GROUPS, CHANNELS), "query_weight": torch.ones(CHANNELS),
-            "key_weight": torch.ones(CHANNELS), "epsilon": 1e-6, "weight_offset": 0.0, "cos": torch.ones(TOKENS, 4), "sin": torch.ones(TOKENS, 4),
+            "key_weight": torch.ones(CHANNELS), "epsilon": 1e-6, "weight_offset": 0.0,
+            "cos": torch.ones(TOKENS, 4), "sin": torch.ones(TOKENS, 4),
             "kv": kv, "slots": torch.arange(BLOCK_SIZE, BLOCK_SIZE + TOKENS),
             "result": torch.empty(TOKENS, HEADS, CHANNELS),
         },
@@ -112,7 +114,8 @@ WRONG_ARRAYS: dict[str, Callable[[torch.Tensor], Any]] = {
 }
 # What fits all the same: sizes that name themselves, and an only axis whose size is free.
 FITTING = {
-    ("StepRows", "block_table", "a longer last axis"), ("pack_plain", "weight", "a longer last axis"), ("pack_quantized", "values", "a longer last axis"),
+    ("StepRows", "block_table", "a longer last axis"), ("pack_plain", "weight", "a longer last axis"),
+    ("pack_quantized", "values", "a longer last axis"),
 }  # fmt: skip
 ARRAYS = [
     (operation, name, wrong)

@@ -1,6 +1,7 @@
 """Products with plain weights against float64, and a row's bits in any company."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -93,7 +94,7 @@ def test_any_split_of_rows_gives_the_same_bits(
     residual = residual[:, : packed.outputs]
     together = cpu.linear(x, packed, residual)
     bounds = [0, *sorted(cuts), 60]
-    parts = [cpu.linear(x[a:b], packed, residual[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [cpu.linear(x[a:b], packed, residual[a:b]) for a, b in pairwise(bounds)]
     assert has_same_bits(torch.cat(parts), together)
 
 
