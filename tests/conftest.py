@@ -1,8 +1,8 @@
 """Where equal bits are a promise and where they are only hoped for.
 
-Until `kernels/cpu` has kernels of its own, equal bits rest on how torch's libraries happen to work. That was
-established on CPUs with AVX2 and AVX-512. On CPUs with matrix tiles (AMX) nobody has looked yet: there a difference is
-reported, as an expected failure, and does not fail the run.
+For the CPU kernels they are a promise. On the reference backend they rest on how torch's libraries happen to work. That
+was established on CPUs with AVX2 and AVX-512. On CPUs with matrix tiles (AMX) nobody has looked yet: there a difference
+is reported, as an expected failure, and does not fail the run.
 """
 
 from pathlib import Path

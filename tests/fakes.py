@@ -13,13 +13,14 @@ from kilotron.apis.llm import MegatronLLM
 from kilotron.contexts.dynamic_context import DynamicInferenceContext
 from kilotron.engines.dynamic_engine import DynamicInferenceEngine
 from kilotron.engines.request_intake import RequestIntake, RequestLimits
-from kilotron.kernels.interface import KernelBackend, KVShape
+from kilotron.kernels.interface import KernelBackend, KVShape, QuantizedWeight
 from kilotron.kernels.reference.backend import ReferenceBackend
 from kilotron.model_inference_wrappers.abstract_model_inference_wrapper import AbstractModelInferenceWrapper
 from kilotron.models.gpt_model import GPTModel
 from kilotron.models.inference_batch import InferenceBatch
 from kilotron.models.layers.linear import Linear
 from kilotron.models.layers.mixture_of_experts import Experts
+from kilotron.models.quantization.rounding import Rounding
 from kilotron.models.transformer_config import TransformerConfig
 from kilotron.sampling.sampler import Sampler
 from kilotron.sampling.sampling_table import SamplingTable
@@ -46,9 +47,17 @@ TINY_OPTIONS: dict[str, Any] = {"block_size_tokens": 8, "max_requests": 16, "ran
 
 
 def make_model(
-    *, dtype: torch.dtype = torch.float32, seed: int = 0, kernels: KernelBackend | None = None, **changes: Any
+    *,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    kernels: KernelBackend | None = None,
+    rounding: Rounding | None = None,
+    **changes: Any,
 ) -> GPTModel:
-    """A tiny model with random weights, on the reference backend; `changes` are fields of `TransformerConfig`."""
+    """A tiny model with random weights, on the reference backend; `changes` are fields of `TransformerConfig`.
+
+    `rounding` quantizes what loading would quantize.
+    """
     config = TransformerConfig(**TINY_CONFIG | {"params_dtype": dtype} | changes)
     model = GPTModel(config, kernels or ReferenceBackend())
     generator = torch.Generator().manual_seed(seed)
@@ -59,9 +68,20 @@ def make_model(
             setattr(module, name, nn.Parameter((values + is_norm).to(dtype), requires_grad=False))
     for module in model.modules():
         if isinstance(module, Linear | Experts):
+            if rounding is not None:
+                _round(module, rounding)
             module.pack()
     model.tie_output_layer()
     return model
+
+
+def _round(module: Linear | Experts, rounding: Rounding) -> None:
+    if isinstance(module, Experts):
+        for stack in (module.linear_fc1, module.linear_fc2):
+            stack.quantized = [rounding.quantize(weight, weight.dtype, weight.device) for weight in stack.weight]
+    elif module.can_round:
+        rounded = rounding.quantize(module.weight, module.weight.dtype, module.weight.device)
+        module.quantized = rounded if isinstance(rounded, QuantizedWeight) else None
 
 
 def make_llm(model: GPTModel | None = None, tokenizer: Tokenizer | None = None, **options: Any) -> MegatronLLM:

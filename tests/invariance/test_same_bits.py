@@ -1,4 +1,4 @@
-"""DESIGN section 4: a request's tokens and log-probabilities are the same bits whatever happens around it.
+"""A request's tokens and log-probabilities are the same bits whatever happens around it.
 
 "Plain" is a request alone in a fresh engine with room for everything. Every other way must give exactly its result:
 tokens, log-probabilities of tokens and prompt, and the most likely alternatives.
@@ -11,13 +11,13 @@ import torch
 
 from fakes import kv_gigabytes, make_llm, make_model
 from kilotron.inference_request import InferenceRequest
-from kilotron.kernels.registry import choose_backend
+from kilotron.kernels.reference.backend import ReferenceBackend
 from kilotron.models.gpt_model import GPTModel
+from kilotron.models.quantization.rounding import Rounding
 from kilotron.sampling_params import SamplingParams
+from unit.kernels.cpu_backends import ISAS, make_cpu
 
-pytestmark = pytest.mark.exact_bits
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MODELS: dict[str, dict[str, Any]] = {
     "gqa": {},
     "mha-learned-positions": {
@@ -36,25 +36,53 @@ MODELS: dict[str, dict[str, Any]] = {
         "activation": "gelu_tanh",
     },
     "experts": {"num_moe_experts": 4, "moe_router_topk": 2, "moe_ffn_hidden_size": 24},
+    "int8": {"rounding": Rounding(8, None), "ffn_hidden_size": 60},
+    "int4": {"rounding": Rounding(4, 32), "hidden_size": 64, "ffn_hidden_size": 96},
+    "int4-experts": {
+        "rounding": Rounding(4, 32),
+        "hidden_size": 64,
+        "num_moe_experts": 4,
+        "moe_router_topk": 2,
+        "moe_ffn_hidden_size": 32,
+    },
 }
-SUBJECTS = [
-    ("gqa", "float32", "reference"),
-    ("gqa", "float32", "cpu"),
-    ("gqa", "bfloat16", "cpu"),
-    ("mha-learned-positions", "float32", "cpu"),
-    ("windows-and-softcaps", "bfloat16", "reference"),
-    ("windows-and-softcaps", "float32", "cpu"),
-    ("experts", "bfloat16", "cpu"),
+ON_REFERENCE = [("gqa", "float32"), ("windows-and-softcaps", "bfloat16")]
+ON_CPU = [
+    ("gqa", "float32"),
+    ("gqa", "bfloat16"),
+    ("mha-learned-positions", "float32"),
+    ("windows-and-softcaps", "float32"),
+    ("experts", "bfloat16"),
+    ("int8", "bfloat16"),
+    ("int4", "float32"),
 ]
+ONLY_SLOW = [
+    ("gqa", "float16"),
+    ("windows-and-softcaps", "bfloat16"),
+    ("experts", "float32"),
+    ("int4-experts", "bfloat16"),
+]
+
+
+def subjects() -> list[Any]:
+    """(model, dtype, instruction set or the reference); the best instruction set by default, the others are slow."""
+    found = [pytest.param((*subject, "reference"), marks=pytest.mark.exact_bits) for subject in ON_REFERENCE]
+    for isa in ISAS:
+        found += [pytest.param((*one, isa), marks=() if isa == ISAS[0] else pytest.mark.slow) for one in ON_CPU]
+        found += [pytest.param((*one, isa), marks=pytest.mark.slow) for one in ONLY_SLOW]
+    return [pytest.param(*one.values, marks=one.marks, id="-".join(one.values[0])) for one in found]
+
+
 LENGTHS = (1, 2, 7, 8, 9, 17, 40, 64, 90, 127, 131, 170)
 NUM_GENERATED = 16
 
 
-@pytest.fixture(scope="module", params=SUBJECTS, ids="-".join)
+@pytest.fixture(scope="module", params=subjects())
 def model(request: pytest.FixtureRequest) -> GPTModel:
     name, dtype, kernels = request.param
     torch.set_num_threads(1)
-    return make_model(dtype=DTYPES[dtype], kernels=choose_backend(kernels, "cpu").backend, **MODELS[name])
+    backend = ReferenceBackend() if kernels == "reference" else make_cpu(kernels)
+    return make_model(dtype=DTYPES[dtype], kernels=backend, **MODELS[name])
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +137,20 @@ def test_in_a_crowd_in_another_order(model: GPTModel, plain: list[Any]) -> None:
     assert run(model, PROMPTS[::-1], PARAMS[::-1])[::-1] == plain
 
 
-@pytest.mark.parametrize("max_tokens", [4, 33])
+@pytest.mark.parametrize("max_tokens", [7, 64])
 def test_with_the_prompt_in_chunks(model: GPTModel, plain: list[Any], max_tokens: int) -> None:
     assert run(model, PROMPTS, PARAMS, max_tokens=max_tokens) == plain
+
+
+def test_token_by_token(model: GPTModel, plain: list[Any]) -> None:
+    few = slice(3, 8)
+    assert run(model, PROMPTS[few], PARAMS[few], max_tokens=1) == plain[few]
+
+
+def test_with_two_threads(model: GPTModel, plain: list[Any]) -> None:
+    few = slice(5, 9)
+    torch.set_num_threads(2)
+    assert run(model, PROMPTS[few], PARAMS[few], max_tokens=50) == plain[few]
 
 
 def test_with_few_logits_per_step(model: GPTModel, plain: list[Any]) -> None:

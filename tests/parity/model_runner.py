@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kilotron.checkpoints.huggingface import HuggingFaceCheckpoint
 from kilotron.kernels.interface import AttentionRows, KVShape
-from kilotron.kernels.reference.backend import ReferenceBackend
+from kilotron.kernels.registry import choose_backend
 from kilotron.models.gpt_model import GPTModel
 from kilotron.models.inference_batch import InferenceBatch
 from kilotron.models.registry import read_transformer_config
@@ -47,11 +47,16 @@ class ModelRunner:
 
     @classmethod
     def load(
-        cls, folder: Path, dtype: torch.dtype = torch.float32, max_sequence_length: int | None = None
+        cls,
+        folder: Path,
+        dtype: torch.dtype = torch.float32,
+        max_sequence_length: int | None = None,
+        kernels: str = "reference",
     ) -> "ModelRunner":
-        """The model saved in `folder`, on the reference kernels."""
+        """The model saved in `folder`, on the named kernels."""
         checkpoint = HuggingFaceCheckpoint.open(folder)
-        model = GPTModel(read_transformer_config(checkpoint.config), ReferenceBackend(), max_sequence_length)
+        backend = choose_backend(kernels, "cpu").backend
+        model = GPTModel(read_transformer_config(checkpoint.config), backend, max_sequence_length)
         assert load_weights(model, checkpoint, dtype) == []
         return cls(model, dtype)
 

@@ -16,14 +16,13 @@ from transformers import PreTrainedModel
 from kilotron.apis.llm import MegatronLLM
 from kilotron.inference_request import InferenceRequest
 from kilotron.sampling_params import SamplingParams
-from parity.tiny_models import CASES, TINY_MODELS, VOCAB_SIZE, ModelCase, make_tiny_model
+from parity.tiny_models import CASES, KINDS, VOCAB_SIZE, ModelCase, make_tiny_model, models_and_kernels
+from unit.kernels.cpu_backends import ISAS
 
 NUM_STEPS = 64
 LENGTHS = (1, 2, 5, 8, 13, 19, 26, 31)
 BLOCK_SIZE = 8
 TOLERANCE = 1e-4  # of the largest logit
-# The other ones run each way in the slow suite; here the ways are tried on one of each kind.
-KINDS = ("gpt2", "llama", "gemma2", "qwen3-moe")
 GREEDY = SamplingParams(temperature=0.0, max_tokens=NUM_STEPS, ignore_eos=True, logprobs=0)
 
 
@@ -33,10 +32,11 @@ class Subject(NamedTuple):
     case: ModelCase
     original: PreTrainedModel
     folder: Path
+    kernels: str
     plain: list[InferenceRequest]
 
     def load(self, **options: Any) -> MegatronLLM:
-        return load(self.folder, self.case, **options)
+        return load(self.folder, self.case, kernels=self.kernels, **options)
 
     @property
     def prompts(self) -> list[list[int]]:
@@ -66,23 +66,29 @@ def few_blocks(subject: Subject) -> float:
     return (needed // 2 * block_bytes + 1) / 2**30
 
 
-@pytest.fixture(scope="module", params=TINY_MODELS)
+def greedy_subjects(only_kinds: bool = False) -> list[Any]:
+    """(model, kernels): on the reference in the slow suite only; in some ways of running only one of each kind."""
+    found = []
+    for one in models_and_kernels():
+        name, kernels = one.values[0]
+        is_slow = (only_kinds and name not in KINDS) or (bool(ISAS) and kernels == "reference")
+        found.append(pytest.param((name, kernels), id=one.id, marks=pytest.mark.slow if is_slow else ()))
+    return found
+
+
+@pytest.fixture(scope="module", params=greedy_subjects())
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    folder, case = tmp_path_factory.mktemp("tiny"), CASES[request.param]
-    original = make_tiny_model(request.param, folder)
-    with load(folder, case) as llm:
-        yield Subject(case, original, folder, llm.generate(make_prompts(case), GREEDY))
+    name, kernels = request.param
+    folder, case = tmp_path_factory.mktemp("tiny"), CASES[name]
+    original = make_tiny_model(name, folder)
+    with load(folder, case, kernels=kernels) as llm:
+        yield Subject(case, original, folder, kernels, llm.generate(make_prompts(case), GREEDY))
     torch.set_num_threads(threads)
 
 
-each_kind = pytest.mark.parametrize(
-    "subject",
-    [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in TINY_MODELS],
-    indirect=True,
-    scope="module",
-)
+each_kind = pytest.mark.parametrize("subject", greedy_subjects(only_kinds=True), indirect=True, scope="module")
 
 
 @torch.no_grad()

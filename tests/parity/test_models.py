@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from parity.model_runner import ModelRunner
-from parity.tiny_models import CASES, TINY_MODELS, VOCAB_SIZE, ModelCase, make_tiny_model
+from parity.tiny_models import CASES, VOCAB_SIZE, ModelCase, make_tiny_model, models_and_kernels
 
 TOLERANCE = 1e-4  # of the largest logit, in float32
 
@@ -21,9 +21,10 @@ class Pair(NamedTuple):
     case: ModelCase
     original: PreTrainedModel
     folder: Path
+    kernels: str
 
     def runner(self, dtype: torch.dtype = torch.float32) -> ModelRunner:
-        return ModelRunner.load(self.folder, dtype, self.case.max_sequence_length)
+        return ModelRunner.load(self.folder, dtype, self.case.max_sequence_length, self.kernels)
 
     def tokens(self, length: int, seed: int = 0) -> list[int]:
         length = max(min(length, self.case.longest_prompt), self.case.shortest_prompt)
@@ -35,12 +36,13 @@ class Pair(NamedTuple):
             return self.original(torch.tensor([tokens])).logits[0]
 
 
-@pytest.fixture(scope="module", params=TINY_MODELS)
+@pytest.fixture(scope="module", params=models_and_kernels())
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("tiny")
-    yield Pair(CASES[request.param], make_tiny_model(request.param, folder), folder)
+    name, kernels = request.param
+    yield Pair(CASES[name], make_tiny_model(name, folder), folder, kernels)
     torch.set_num_threads(threads)
 
 
@@ -90,5 +92,5 @@ def test_dynamic_rope_beyond_the_original_length_equals_cached_decoding_in_trans
             output = original(torch.tensor([tokens[start:stop]]), past_key_values=cache, use_cache=True)
             cache = output.past_key_values
             expected.append(output.logits[0])
-    logits = ModelRunner.load(tmp_path).run_in_chunks(0, tokens, [30, 1, 13])
+    logits = ModelRunner.load(tmp_path, kernels="auto").run_in_chunks(0, tokens, [30, 1, 13])
     assert_close(logits, torch.cat(expected))

@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from transformers import PreTrainedModel
+
+from unit.kernels.cpu_backends import ISAS
 
 VOCAB_SIZE = 128
 MAX_SEQUENCE_LENGTH = 128
@@ -206,6 +209,23 @@ CASES: dict[str, ModelCase] = {
     "qwen3-moe-every-second": _qwen3_moe(norm_topk_prob=True, decoder_sparse_step=2, num_hidden_layers=4),
 }
 TINY_MODELS: list[str] = list(CASES)
+# One of each kind of layer.
+KINDS = ("gpt2", "llama", "gemma2", "qwen3-moe")
+
+
+def models_and_kernels() -> list[Any]:
+    """Test parameters (model, kernels): all models on the CPU's own kernels, one of each kind on the reference too.
+
+    The others run on the reference in the slow suite, or by default where no kernels are compiled.
+    """
+    if not ISAS:
+        return [pytest.param((name, "reference"), id=f"{name}-reference") for name in CASES]
+    own = [pytest.param((name, "cpu"), id=f"{name}-cpu") for name in CASES]
+    reference = [
+        pytest.param((name, "reference"), id=f"{name}-reference", marks=() if name in KINDS else pytest.mark.slow)
+        for name in CASES
+    ]
+    return own + reference
 
 
 def make_tiny_model(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

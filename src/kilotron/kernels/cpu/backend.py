@@ -118,6 +118,7 @@ class CpuBackend(ReferenceBackend):
 
     def paged_attention(self, query: Tensor, kv: KVLayer, plan: AttentionPlan, options: AttentionOptions) -> Tensor:
         """[T, H, D] -> [T, H, D]"""
+        query = query.contiguous()
         result = torch.empty_like(query)
         self._kernels.paged_attention(
             query, kv, plan, options.scale, options.window or 0, options.softcap or 0.0, result

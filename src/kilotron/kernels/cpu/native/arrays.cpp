@@ -27,6 +27,7 @@ struct DLPackExchangeAPI {
     void* managed_to_object;
     int (*tensor_from_object)(void* object, DLTensor* tensor);  // may be null
 };
+constexpr int kMostAxes = 4;  // as in arrays.hpp
 constexpr int32_t kCpu = 1;
 constexpr uint8_t kInt = 0, kFloat = 2, kBfloat = 4;
 
@@ -62,10 +63,14 @@ const DLPackExchangeAPI* exchange_of(nb::handle object) {
     return api->major == 1 && api->tensor_from_object != nullptr ? api : nullptr;
 }
 
-DLTensor view_of(nb::handle object, const char* name) {
+// What a tensor says of itself. Shape and strides may lie in `axes`: nanobind's array takes its own ones with it.
+DLTensor view_of(nb::handle object, const char* name, int64_t (&axes)[2][kMostAxes]) {
     DLTensor tensor{};
     if (const DLPackExchangeAPI* api = exchange_of(object)) {
-        if (api->tensor_from_object(object.ptr(), &tensor) != 0) throw nb::python_error();
+        if (api->tensor_from_object(object.ptr(), &tensor) != 0) {
+            PyErr_Clear();
+            refuse(name, "an array in the memory of the CPU");
+        }
         return tensor;
     }
     nb::ndarray<> array;
@@ -76,9 +81,12 @@ DLTensor view_of(nb::handle object, const char* name) {
     tensor.code = array.dtype().code;
     tensor.bits = array.dtype().bits;
     tensor.lanes = array.dtype().lanes;
-    // Both point into the array object, which the caller of the function holds.
-    tensor.shape = const_cast<int64_t*>(array.shape_ptr());
-    tensor.strides = const_cast<int64_t*>(array.stride_ptr());
+    tensor.shape = axes[0];
+    tensor.strides = axes[1];
+    for (int axis = 0; axis < tensor.ndim && axis < kMostAxes; axis++) {
+        axes[0][axis] = static_cast<int64_t>(array.shape(axis));
+        axes[1][axis] = array.stride(axis);
+    }
     return tensor;
 }
 
@@ -89,7 +97,8 @@ void refuse(const char* name, const std::string& expected) {
 }
 
 Array::Array(nb::handle object, const char* name, int least_axes, int most_axes) : name_(name) {
-    const DLTensor tensor = view_of(object, name);
+    int64_t axes[2][kMostAxes];
+    const DLTensor tensor = view_of(object, name, axes);
     const int ndim = ndim_ = tensor.ndim;
     if (tensor.device_type != kCpu) refuse(name, "an array in the memory of the CPU");
     if (ndim < least_axes || ndim > most_axes)
@@ -125,7 +134,13 @@ void Array::expect_shape(int axis, int64_t size) const {
                           std::to_string(shape[axis]));
 }
 
+void Array::expect_axes(int ndim) const {
+    if (ndim_ != ndim) refuse(name_, std::to_string(ndim) + " axes, found " + std::to_string(ndim_));
+}
+
 void Array::expect_contiguous() const {
+    for (int axis = 0; axis < ndim_; axis++)
+        if (shape[axis] == 0) return;
     int64_t contiguous = 1;
     for (int axis = ndim_ - 1; axis >= 0; axis--) {
         if (shape[axis] > 1 && strides[axis] != contiguous) refuse(name_, "a contiguous array");

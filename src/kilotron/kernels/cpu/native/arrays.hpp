@@ -33,6 +33,7 @@ class Array {
     DType dtype() const;
     void expect_kind(Kind expected) const;
     void expect_shape(int axis, int64_t size) const;
+    void expect_axes(int ndim) const;
     // Every axis packed behind the one before.
     void expect_contiguous() const;
     template <typename Item>

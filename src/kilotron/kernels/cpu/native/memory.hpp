@@ -7,6 +7,10 @@
 #include <new>
 #include <utility>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace kilotron {
 
 // Zeroed memory, aligned to 2 MiB when it is at least that large and to 64 bytes otherwise. Owned; moves, never copies.
@@ -26,6 +30,7 @@ class Buffer {
         const auto address = (reinterpret_cast<uintptr_t>(mapping_) + alignment - 1) / alignment * alignment;
         data_ = reinterpret_cast<std::byte*>(address);
         bytes_ = bytes;
+        guard_beyond(bytes);
         if (bytes >= kHugePage) ::madvise(data_, bytes, MADV_HUGEPAGE);  // a refusal costs speed only
     }
     Buffer(Buffer&& other) noexcept { swap(other); }
@@ -36,7 +41,19 @@ class Buffer {
     Buffer(const Buffer&) = delete;
     Buffer& operator=(const Buffer&) = delete;
     ~Buffer() {
-        if (mapping_ != nullptr) ::munmap(mapping_, mapped_bytes_);
+        if (mapping_ == nullptr) return;
+#ifdef __SANITIZE_ADDRESS__
+        ASAN_UNPOISON_MEMORY_REGION(mapping_, mapped_bytes_);
+#endif
+        ::munmap(mapping_, mapped_bytes_);
+    }
+
+    // Sanitized builds: whoever touches what lies before the first byte or behind so many is caught, as in the heap.
+    void guard_beyond([[maybe_unused]] size_t bytes) {
+#ifdef __SANITIZE_ADDRESS__
+        ASAN_POISON_MEMORY_REGION(mapping_, mapped_bytes_);
+        ASAN_UNPOISON_MEMORY_REGION(data_, bytes);
+#endif
     }
 
     std::byte* data() const { return data_; }

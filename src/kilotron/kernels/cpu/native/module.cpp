@@ -104,6 +104,7 @@ PackedMatrix pack_plain(nb::handle weight, nb::handle bias, const std::optional<
                         int threads) {
     const Array array(weight, "weight", 2);
     const PlainWeight plain{array.data, array.dtype(), array.shape[0], array.shape[1], array.strides[0]};
+    if (plain.inputs < 1) refuse("weight", "at least one input");
     check_gate(plain.outputs, is_gated);
     check_threads(threads);
     const std::vector<float> biases = bias_of(bias, plain.outputs);
@@ -123,6 +124,7 @@ PackedMatrix pack_quantized(nb::handle values, nb::handle scales, nb::handle zer
     zero_array.expect_kind(Kind::i8);
     zero_array.expect_shape(0, outputs);
     zero_array.expect_shape(1, groups);
+    if (inputs < 1) refuse("values", "at least one input");
     if (bits != 4 && bits != 8) throw nb::value_error("bits must be 4 or 8");
     const bool has_even_groups = groups >= 1 && inputs % groups == 0 && inputs / groups % kInputs == 0;
     if (groups != 1 && (!has_even_groups || inputs / groups > kLargestGroup))
@@ -171,6 +173,8 @@ std::vector<KVLayer> allocate_kv(int64_t num_layers, int64_t num_blocks, int64_t
     const auto* format = std::find_if(std::begin(formats), std::end(formats), [&](auto f) { return dtype == f.first; });
     if (format == std::end(formats))
         throw nb::value_error(("dtype " + dtype + " of a KV cache is none of float32, float16, bfloat16, int8").c_str());
+    const double wanted = 8.0 * kMostChannels * num_layers * num_blocks * heads * (block_size + 1.0 * kPanel);
+    if (wanted > static_cast<double>(INT64_MAX)) throw nb::value_error("a KV cache of these sizes is too large");
     KVLayerView view{nullptr, format->second, num_blocks, block_size, heads, channels};
     const int64_t layer_bytes = view.block_bytes() * num_blocks;
     auto memory = std::make_shared<Buffer>(num_layers * layer_bytes);
@@ -194,12 +198,13 @@ class StepRows {
         fresh.expect_shape(0, count);
         table.expect_kind(Kind::i64);
         table.expect_shape(0, count);
-        if (block_size < 1) throw nb::value_error("block_size must be positive");
+        if (block_size < 1 || block_size > INT32_MAX) throw nb::value_error("block_size must be positive and below 2^31");
         block_size_ = block_size;
+        const int64_t most = table.shape[1] * block_size;
         blocks_.resize(count * table.shape[1]);
         for (int64_t row = 0; row < count; row++) {
             const int64_t old = computed.as<int64_t>()[row], added = fresh.as<int64_t>()[row];
-            if (old < 0 || added < 1 || old + added > table.shape[1] * block_size)
+            if (old < 0 || added < 1 || added > most || old > most - added)
                 refuse("num_new", "positive sizes that fit the block table");
             int32_t* blocks = blocks_.data() + row * table.shape[1];
             for (int64_t b = 0; b < table.shape[1]; b++) {
@@ -295,8 +300,8 @@ class CpuKernels {
         heads_of(output, call.dtype, tokens, query_heads, channels);
         output.expect_contiguous();
         call.rotated_query = output.data;
-        call.query_weight = gain_of(query_weight, all.kind, channels);
-        call.key_weight = gain_of(key_weight, all.kind, channels);
+        call.query_weight = gain_of(query_weight, "query_weight", all.kind, channels);
+        call.key_weight = gain_of(key_weight, "key_weight", all.kind, channels);
         call.epsilon = epsilon;
         call.weight_offset = weight_offset;
         if (!cosines.is_none()) {
@@ -317,9 +322,10 @@ class CpuKernels {
         slot_array.expect_shape(0, tokens);
         call.slots = slot_array.as<int64_t>();
         call.tokens = tokens;
-        const int64_t most = kv.view.num_blocks * kv.view.block_size;
-        if (std::any_of(call.slots, call.slots + tokens, [&](int64_t slot) { return slot < 0 || slot >= most; }))
-            refuse("slots", "places in this cache (" + std::to_string(most) + ")");
+        const int64_t least = kv.view.block_size, most = kv.view.num_blocks * least;
+        if (std::any_of(call.slots, call.slots + tokens, [&](int64_t slot) { return slot < least || slot >= most; }))
+            refuse("slots", "places in this cache behind the null block (" + std::to_string(least) + " to " +
+                                std::to_string(most - 1) + ")");
         run([&] { kernels_.rotate_and_append(call, workspace_, threads_); });
     }
 
@@ -333,7 +339,7 @@ class CpuKernels {
             heads_of(*array, dtype, rows.num_tokens(), heads, kv.view.channels);
             array->expect_contiguous();
         }
-        if (heads % kv.view.heads != 0) refuse("query", "a multiple of the cache's heads");
+        if (heads == 0 || heads % kv.view.heads != 0) refuse("query", "a multiple of the cache's heads");
         if (window < 0) throw nb::value_error("window must be positive, or 0 for none");
         const AttentionCall call{kv.view,     dtype, rows.rows().data(), static_cast<int64_t>(rows.rows().size()),
                                  queries.data, output.data,        heads,
@@ -359,6 +365,7 @@ class CpuKernels {
         weights.expect_contiguous();
         weights.expect_shape(0, tokens);
         weights.expect_shape(1, ids.shape[1]);
+        if (ids.shape[1] < 1) refuse("expert_ids", "at least one expert for each token");
         output.expect_kind(input.kind);
         output.expect_contiguous();
         output.expect_shape(0, tokens);
@@ -490,6 +497,7 @@ class CpuKernels {
     static std::vector<Matrix> views_of(const std::vector<const PackedMatrix*>& packed, DType dtype) {
         std::vector<Matrix> views;
         for (const PackedMatrix* matrix : packed) {
+            if (matrix == nullptr) refuse("experts", "packed matrices");
             const Matrix& view = matrix->view();
             check_compatible(view, dtype);
             const Matrix& first = packed[0]->view();
@@ -515,9 +523,9 @@ class CpuKernels {
         return {array.data, array.strides[0], array.strides[1], heads};
     }
 
-    static const void* gain_of(nb::handle weight, Kind kind, int64_t size) {
+    static const void* gain_of(nb::handle weight, const char* name, Kind kind, int64_t size) {
         if (weight.is_none()) return nullptr;
-        const Array gain(weight, "weight", 1);
+        const Array gain(weight, name, 1);
         gain.expect_kind(kind);
         gain.expect_shape(0, size);
         return gain.data;
@@ -531,14 +539,16 @@ class CpuKernels {
         call.outer = input.shape[0];
         call.inner = last == 2 ? input.shape[1] : 1;
         call.size = input.shape[last];
+        if (call.size < 1) refuse("x", "at least one number in a row");
         call.outer_stride = input.strides[0];
         call.inner_stride = last == 2 ? input.strides[1] : 0;
         call.epsilon = epsilon;
         call.dtype = input.dtype();
-        call.weight = gain_of(weight, input.kind, call.size);
-        call.bias = gain_of(bias, input.kind, call.size);
+        call.weight = gain_of(weight, "weight", input.kind, call.size);
+        call.bias = gain_of(bias, "bias", input.kind, call.size);
         output.expect_kind(input.kind);
         output.expect_contiguous();
+        output.expect_axes(input.ndim());
         for (int axis = 0; axis <= last; axis++) output.expect_shape(axis, input.shape[axis]);
         call.result = output.data;
         return call;

@@ -5,6 +5,7 @@
 #pragma once
 #include <immintrin.h>
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -259,10 +260,11 @@ static inline Vec exp2(Vec x) {
     return select_less(x, lowest, zero(), mul(p, power));
 }
 
-// e to the power of x, within 2 units in the last place between -87.3 and 88, 0 below; NaN for NaN. After Cephes' expf.
+// e to the power of x, within 2 units in the last place between -87.3 and 88, 0 below and infinite above; NaN for NaN.
+// After Cephes' expf.
 static inline Vec exp(Vec x) {
-    const Vec lowest = splat(-87.33654f);
-    const Vec clamped = max(lowest, min(splat(88.02969f), x));
+    const Vec lowest = splat(-87.33654f), highest = splat(88.02969f);
+    const Vec clamped = max(lowest, min(highest, x));
     const Vec n = round_even(mul(clamped, splat(1.44269504f)));
     Vec r = fma(n, splat(-0.693359375f), clamped);
     r = fma(n, splat(2.12194440e-4f), r);
@@ -274,7 +276,8 @@ static inline Vec exp(Vec x) {
     p = fma(p, r, splat(5.0000001201e-1f));
     p = add(fma(p, mul(r, r), r), splat(1.0f));
     const Vec power = from_bits(shift_left<23>(add(to_int(n), splat_int(127))));
-    return select_less(x, lowest, zero(), mul(p, power));
+    const Vec bounded = select_less(highest, x, splat(INFINITY), mul(p, power));
+    return select_less(x, lowest, zero(), bounded);
 }
 
 static inline Vec absolute(Vec x) { return from_bits(bit_and(bits_of(x), splat_int(0x7fffffff))); }

@@ -7,6 +7,7 @@ std::byte* Workspace::reserve(Use use, size_t bytes) {
         buffers_[use] = Buffer();
         buffers_[use] = Buffer(bytes + bytes / 4);
     }
+    buffers_[use].guard_beyond(bytes);
     return buffers_[use].data();
 }
 
