@@ -49,8 +49,7 @@ def test_solo_is_crowd(isa: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "threads"), [(torch.float32, 1), (torch.bfloat16, 2)], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("isa", ISAS)
 def test_solo_is_crowd_for_every_model(isa: str, name: str, dtype: torch.dtype, threads: int) -> None:
