@@ -11,8 +11,9 @@ PYTEST_WORKERS ?= 2
 VENV_PYTHON := $(VENV)/bin/python
 PIP_INSTALL := $(VENV_PYTHON) -m pip install -qq --disable-pip-version-check $(PIP_ARGS)
 
-# One OpenMP thread per pytest worker: two workers with a thread per core each would fight for the cores.
-PYTEST := OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(VENV_PYTHON) -m pytest -n $(PYTEST_WORKERS)
+# One OpenMP thread per pytest worker: two workers with a thread per core each would fight for the cores. Tests that ask
+# for two threads sleep at barriers, for the same reason.
+PYTEST := OMP_WAIT_POLICY=passive OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" $(VENV_PYTHON) -m pytest -n $(PYTEST_WORKERS)
 
 # A GPU host may have no network and no environment of ours: then its own interpreter runs the tests.
 GPU_PYTHON = $(if $(wildcard $(VENV_PYTHON)),$(VENV_PYTHON),$(PYTHON))
