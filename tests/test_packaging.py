@@ -1,5 +1,7 @@
 """What a person installs: the declared needs stay light, and the wheel holds what the package reads at run time."""
 
+import os
+import platform
 import subprocess
 import sys
 import tomllib
@@ -22,14 +24,32 @@ def test_torch_keeps_its_upper_bound() -> None:
     assert "<" in torch
 
 
-@pytest.mark.slow
-def test_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
-    subprocess.run(build, check=True, timeout=110)
+def build_wheel(folder: Path, **environment: str) -> set[str]:
+    """The names of what is in it."""
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
+    build.append(f"--config-settings=build-dir={folder / 'build'}")
+    subprocess.run(build, check=True, timeout=550, env=os.environ | environment)
+    (wheel,) = folder.glob("kilotron-*.whl")
+    return set(zipfile.ZipFile(wheel).namelist())
 
-    (wheel,) = tmp_path.glob("kilotron-*.whl")
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_wheel_holds_every_file_of_the_package_and_the_kernels_compiled(tmp_path: Path) -> None:
+    names = build_wheel(tmp_path)
     package = ROOT / "src"
     files = {path.relative_to(package).as_posix() for path in (package / "kilotron").rglob("*") if path.is_file()}
-    wanted = {file for file in files if "__pycache__" not in file}
+    wanted = {file for file in files if "__pycache__" not in file and "/native/" not in file}
 
-    assert wanted - set(zipfile.ZipFile(wheel).namelist()) == set()
+    assert wanted - names == set()
+    assert not [name for name in names if "/native/" in name]
+    assert len([name for name in names if "/_native." in name]) == (platform.machine() == "x86_64")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_without_a_compiler_the_wheel_is_built_all_the_same(tmp_path: Path) -> None:
+    names = build_wheel(tmp_path, CXX="/no/such/compiler")
+
+    assert "kilotron/kernels/cpu/backend.py" in names
+    assert not [name for name in names if "/_native." in name]
