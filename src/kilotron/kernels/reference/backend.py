@@ -121,17 +121,19 @@ class ReferenceBackend:
         return functional.layer_norm(x, (x.shape[-1],), weight, bias, epsilon)
 
     def allocate_kv(self, shape: KVShape) -> list[KVLayer]:
-        """Only the null block is touched, so memory fills as it is used."""
-        sizes = (shape.num_query_groups, shape.num_blocks, shape.block_size)
-
-        def cache() -> Cache:
-            numbers = torch.empty((*sizes, shape.kv_channels), dtype=shape.dtype, device=self.device)
-            has_scales = shape.dtype == torch.int8
-            made = Cache(numbers, torch.empty(sizes, device=self.device) if has_scales else None)
-            made.clear(torch.zeros(1, dtype=torch.int64, device=self.device))
-            return made
-
-        return [ReferenceKVLayer(cache(), cache()) for _ in range(shape.num_layers)]
+        """One tensor, [layers, 2, G, N, B, D], so that its memory is given back whole. Only the null block is touched, so
+        memory fills as it is used."""
+        sizes = (shape.num_layers, 2, shape.num_query_groups, shape.num_blocks, shape.block_size)
+        numbers = torch.empty((*sizes, shape.kv_channels), dtype=shape.dtype, device=self.device)
+        scales = torch.empty(sizes, device=self.device) if shape.dtype == torch.int8 else None
+        null_block = torch.zeros(1, dtype=torch.int64, device=self.device)
+        layers = []
+        for layer in range(shape.num_layers):
+            caches = [Cache(numbers[layer, i], None if scales is None else scales[layer, i]) for i in (0, 1)]
+            for cache in caches:
+                cache.clear(null_block)
+            layers.append(ReferenceKVLayer(*caches))
+        return layers
 
     def clear_kv_blocks(self, kv_layers: list[KVLayer], block_ids: list[int]) -> None:
         """Zeroes blocks in all layers."""
