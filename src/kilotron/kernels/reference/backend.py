@@ -121,8 +121,8 @@ class ReferenceBackend:
         return functional.layer_norm(x, (x.shape[-1],), weight, bias, epsilon)
 
     def allocate_kv(self, shape: KVShape) -> list[KVLayer]:
-        """One tensor, [layers, 2, G, N, B, D], so that its memory is given back whole. Only the null block is touched, so
-        memory fills as it is used."""
+        """One tensor, [layers, 2, G, N, B, D], so that its memory is given back whole. Only the null block is
+        touched, so memory fills as it is used."""
         sizes = (shape.num_layers, 2, shape.num_query_groups, shape.num_blocks, shape.block_size)
         numbers = torch.empty((*sizes, shape.kv_channels), dtype=shape.dtype, device=self.device)
         scales = torch.empty(sizes, device=self.device) if shape.dtype == torch.int8 else None
