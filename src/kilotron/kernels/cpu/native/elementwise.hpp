@@ -244,7 +244,7 @@ static void append_run(const AppendCall& call, int64_t token, int64_t count, int
         std::memset(keys, 0, kv.group_bytes());
         std::memset(values, 0, kv.group_bytes());
     }
-    // Keys scatter over all lines of their group: fetched one head ahead, they cost a fraction of the time.
+    // Keys scatter over all lines of their group, so these are asked for one head ahead.
     if (head + 1 < kv.heads) prefetch_run(kv, slot, head + 1);
     Item rows[kPanel * kMostChannels];
     Item value[kMostChannels];
