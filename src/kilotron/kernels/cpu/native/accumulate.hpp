@@ -16,35 +16,20 @@ struct Segment {
     // Formats with scales: the segment's sum times the scale is what is added; [16] for each panel.
     const float* scales[kQuad];
     const uint8_t* offsets[kQuad];
+    // What will be needed soon, as long as each panel, is read ahead meanwhile; null: nothing.
+    const std::byte* ahead[kQuad];
 };
 
-// Memory that will be needed soon, read ahead line by line while something else is computed: a stretch of `bytes` at
-// each of some places.
-struct ReadAhead {
-    const std::byte* places[kQuad];
-    int64_t num_places = 0;
-    int64_t bytes = 0;
-    int64_t place = 0;
-    int64_t done = 0;  // bytes of the present place
-
-    KILOTRON_INLINE void lines(int count) {
-        for (int line = 0; line < count && place < num_places; line++) {
-            _mm_prefetch((const char*)places[place] + done, _MM_HINT_T1);
-            done += 64;
-            if (done >= bytes) {
-                done = 0;
-                place++;
-            }
-        }
-    }
-};
+KILOTRON_INLINE static void read_ahead(const std::byte* from, int64_t bytes) {
+    for (int64_t line = 0; line < bytes; line += 64) _mm_prefetch((const char*)from + line, _MM_HINT_T1);
+}
 
 constexpr int64_t kPairsPerStep = 8;
 
 template <Format format, int rows, int panels, bool has_scales>
 static void accumulate_block(const Segment* segments, int64_t num_segments, const typename Operand<format>::Input* x,
-                             int64_t x_stride, float* sums, int64_t sums_stride, bool is_first, int lines_per_step,
-                             ReadAhead& ahead) {
+                             int64_t x_stride, float* sums, int64_t sums_stride, bool is_first, int first_ahead,
+                             int end_ahead) {
     using Op = Operand<format>;
     Vec total[rows][panels];
     for (int r = 0; r < rows; r++)
@@ -61,7 +46,9 @@ static void accumulate_block(const Segment* segments, int64_t num_segments, cons
                 for (int r = 0; r < rows; r++) part[r][p] = zero();
         }
         for (int64_t first = 0; first < segment.inputs / 2; first += kPairsPerStep) {
-            ahead.lines(lines_per_step);
+            for (int p = first_ahead; p < end_ahead; p++)
+                if (segment.ahead[p] != nullptr)
+                    read_ahead(segment.ahead[p] + panel_bytes(format, 2 * first), panel_bytes(format, 2 * kPairsPerStep));
 #pragma GCC unroll 8
             for (int64_t pair = 0; pair < kPairsPerStep; pair++) {
                 typename Op::Pair weights[panels];
@@ -93,17 +80,18 @@ static void accumulate_block(const Segment* segments, int64_t num_segments, cons
 template <Format format, int rows, bool has_scales>
 static inline void accumulate_rows(const Segment* segments, int64_t num_segments,
                                    const typename Operand<format>::Input* x, int64_t x_stride, float* sums,
-                                   int64_t sums_stride, int64_t panels, bool is_first, int lines_per_step,
-                                   ReadAhead& ahead) {
+                                   int64_t sums_stride, int64_t panels, bool is_first, int first_ahead,
+                                   int end_ahead) {
 #if KILOTRON_AVX512
     if (panels == kQuad) {
         accumulate_block<format, rows, kQuad, has_scales>(segments, num_segments, x, x_stride, sums, sums_stride,
-                                                          is_first, lines_per_step, ahead);
+                                                          is_first, first_ahead, end_ahead);
         return;
     }
 #endif
     Segment one[kQuad];  // as many segments as attention's values have in a tile
-    for (int64_t p = 0; p < panels; p++)
+    for (int64_t p = 0; p < panels; p++) {
+        const int is_ahead = p >= first_ahead && p < end_ahead;
         for (int64_t begin = 0; begin < num_segments; begin += kQuad) {
             const int64_t count = num_segments - begin < kQuad ? num_segments - begin : kQuad;
             for (int64_t s = 0; s < count; s++) {
@@ -111,32 +99,36 @@ static inline void accumulate_rows(const Segment* segments, int64_t num_segments
                 one[s].panels[0] = one[s].panels[p];
                 one[s].scales[0] = one[s].scales[p];
                 one[s].offsets[0] = one[s].offsets[p];
+                one[s].ahead[0] = one[s].ahead[p];
             }
             accumulate_block<format, rows, 1, has_scales>(one, count, x, x_stride, sums + p * kPanel, sums_stride,
-                                                          is_first && begin == 0, lines_per_step, ahead);
+                                                          is_first && begin == 0, 0, is_ahead);
         }
+    }
 }
 
 // sums[rows][panels * 16] (+)= x @ segments; `is_first` overwrites them.
 template <Format format, bool has_scales>
 static void accumulate_vectors(const Segment* segments, int64_t num_segments,
                                const typename Operand<format>::Input* x, int64_t x_stride, float* sums,
-                               int64_t sums_stride, int64_t rows, int64_t panels, bool is_first, ReadAhead& ahead) {
+                               int64_t sums_stride, int64_t rows, int64_t panels, bool is_first) {
     // With scales every sum takes two registers.
     constexpr int most_rows = has_scales ? 3 : 6;
     const int64_t blocks = divide_up(rows, most_rows);
-    const int lines_per_step = static_cast<int>(divide_up(panels * panel_bytes(format, 2 * kPairsPerStep), 64 * blocks));
     int64_t row = 0;
     for (int64_t block = 0; block < blocks; block++) {
         const int64_t count = rows / blocks + (block < rows % blocks);
         const auto* from = x + row * x_stride;
         float* to = sums + row * sums_stride;
+        // Each block of rows reads its share of the panels ahead, so that memory is busy all the time.
+        const auto first_ahead = static_cast<int>(block * panels / blocks);
+        const auto end_ahead = static_cast<int>((block + 1) * panels / blocks);
         switch (count) {
 #define KILOTRON_ROWS(n)                                                                                             \
     case n:                                                                                                          \
         if constexpr (n <= most_rows)                                                                                \
             accumulate_rows<format, n, has_scales>(segments, num_segments, from, x_stride, to, sums_stride, panels, \
-                                                   is_first, lines_per_step, ahead);                                \
+                                                   is_first, first_ahead, end_ahead);                               \
         break;
             KILOTRON_ROWS(1)
             KILOTRON_ROWS(2)

@@ -9,7 +9,7 @@
 namespace kilotron::KILOTRON_ISA {
 
 constexpr float kLog2OfE = 1.44269504f;
-constexpr int64_t kQueryRows = 48;  // rows of queries (tokens times heads) that pass over the keys together
+constexpr int64_t kQueryRows = KILOTRON_AMX ? 64 : 48;  // rows of queries (tokens times heads) that pass over the keys
 
 // What one thread needs for a task: `rows` queries of `channels` (padded).
 class AttentionScratch {
@@ -188,74 +188,81 @@ class AttentionTask {
     void decode(int64_t g, Tile& found) {
         auto* keys = reinterpret_cast<uint16_t*>(scratch_group(scratch_.decoded_keys, g));
         auto* values = reinterpret_cast<uint16_t*>(scratch_group(scratch_.decoded_values, g));
-        decode_panel<Format::i8>(found.keys[g], nullptr, channels_, keys);
-        decode_panel<Format::i8>(found.values[g], nullptr, channels_, values);
+        decode_panel<Format::i8>(found.keys[g], nullptr, nullptr, channels_, keys);
+        decode_panel<Format::i8>(found.values[g], nullptr, nullptr, channels_, values);
         found.keys[g] = reinterpret_cast<const std::byte*>(keys);
         found.values[g] = reinterpret_cast<const std::byte*>(values);
     }
 
-    ReadAhead read_ahead(const std::byte* const* groups) const {
-        ReadAhead ahead;
-        ahead.num_places = kQuad;
-        ahead.bytes = call_.kv.group_bytes();
-        for (int64_t g = 0; g < kQuad; g++) ahead.places[g] = groups[g];
-        return ahead;
-    }
+    // Where many rows pass over the keys, what comes next is in the cache from the rows before.
+    static bool reads_ahead(int64_t rows) { return rows <= kPanel; }
 
     void score(const Tile& tile, const Tile& next, int64_t rows) {
         Segment segment;
         segment.first_input = 0;
         segment.inputs = channels_;
-        for (int64_t g = 0; g < kQuad; g++) segment.panels[g] = tile.keys[g];
-        ReadAhead ahead = read_ahead(next.keys);
-        multiply(&segment, 1, scratch_.query, channels_, scratch_.scores, kKeyTile, rows, kQuad, true, ahead);
+        for (int64_t g = 0; g < kQuad; g++) {
+            segment.panels[g] = tile.keys[g];
+            segment.ahead[g] = reads_ahead(rows) ? next.keys[g] : nullptr;
+        }
+        multiply(&segment, 1, scratch_.query, channels_, scratch_.scores, kKeyTile, rows, kQuad, true);
     }
 
     // Scores to weights of the online softmax; rescales what was summed under a lower maximum.
     void weigh(int64_t tile, const Tile& groups, int64_t rows) {
-        // Scores in units of ln 2, so that weights are powers of two.
-        const float scale = call_.softcap != 0 ? call_.scale / call_.softcap : call_.scale * kLog2OfE;
         for (int64_t r = 0; r < rows; r++) {
             const int64_t position = position_of(r) - tile * kKeyTile;  // within the tile, or beyond it
             const int64_t begin = call_.window == 0 ? 0 : position - call_.window + 1;
-            Vec scores[kQuad], best = splat(-INFINITY);
-            bool is_seen[kQuad];
-            for (int64_t g = 0; g < kQuad; g++) {
-                is_seen[g] = position >= g * kPanel && begin < (g + 1) * kPanel;
-                if (!is_seen[g]) continue;
-                Vec value = mul(load(scratch_.scores + r * kKeyTile + g * kPanel), splat(scale));
-                if constexpr (is_int8) value = mul(value, load(groups.key_scales[g]));
-                if (call_.softcap != 0) value = mul(tanh(value), splat(call_.softcap * kLog2OfE));
-                scores[g] = masked(value, begin - g * kPanel, position - g * kPanel, -INFINITY);
-                best = max(best, scores[g]);
-            }
-            Input* weights = reinterpret_cast<Input*>(scratch_.weights) + r * kKeyTile;
-            const float old_maximum = scratch_.maxima[r], tile_maximum = max_of(best);
-            const float maximum = tile_maximum > old_maximum ? tile_maximum : old_maximum;
-            float* totals = scratch_.totals + r * kPanel;
-            Vec total = load(totals);
-            if (maximum > old_maximum) {
-                const Vec factor = exp2(splat(old_maximum - maximum));
-                total = mul(total, factor);
-                float* output = scratch_.output + r * channels_;
-                for (int64_t c = 0; c < channels_; c += kPanel) store(output + c, mul(load(output + c), factor));
-                scratch_.maxima[r] = maximum;
-            }
-            for (int64_t g = 0; g < kQuad; g++) {
-                Vec weight = zero();
-                if (is_seen[g]) {
-                    weight = exp2(sub(scores[g], splat(maximum)));
-                    weight = masked(weight, begin - g * kPanel, position - g * kPanel, 0.0f);
-                    total = add(total, weight);
-                }
-                if constexpr (is_int8) weight = mul(weight, load(groups.value_scales[g]));
-                if constexpr (std::is_same_v<Input, float>)
-                    store(weights + g * kPanel, weight);
-                else
-                    store_bf16(weights + g * kPanel, weight);
-            }
-            store(totals, total);
+            if (begin <= 0 && position >= kKeyTile - 1)
+                weigh_row<true>(r, 0, kKeyTile - 1, groups);
+            else
+                weigh_row<false>(r, begin, position, groups);
         }
+    }
+
+    // One row, which sees the positions from `begin` to `end` of the tile, both included.
+    template <bool sees_all>
+    KILOTRON_INLINE void weigh_row(int64_t r, int64_t begin, int64_t end, const Tile& groups) {
+        // Scores in units of ln 2, so that weights are powers of two.
+        const float scale = call_.softcap != 0 ? call_.scale / call_.softcap : call_.scale * kLog2OfE;
+        const auto is_seen = [&](int64_t g) { return sees_all || (end >= g * kPanel && begin < (g + 1) * kPanel); };
+        const auto only_seen = [&](Vec value, int64_t g, float other) {
+            return sees_all ? value : masked(value, begin - g * kPanel, end - g * kPanel, other);
+        };
+        Vec scores[kQuad], best = splat(-INFINITY);
+        for (int64_t g = 0; g < kQuad; g++) {
+            if (!is_seen(g)) continue;
+            Vec value = mul(load(scratch_.scores + r * kKeyTile + g * kPanel), splat(scale));
+            if constexpr (is_int8) value = mul(value, load(groups.key_scales[g]));
+            if (call_.softcap != 0) value = mul(tanh(value), splat(call_.softcap * kLog2OfE));
+            scores[g] = only_seen(value, g, -INFINITY);
+            best = max(best, scores[g]);
+        }
+        Input* weights = reinterpret_cast<Input*>(scratch_.weights) + r * kKeyTile;
+        const float old_maximum = scratch_.maxima[r], tile_maximum = max_of(best);
+        const float maximum = tile_maximum > old_maximum ? tile_maximum : old_maximum;
+        float* totals = scratch_.totals + r * kPanel;
+        Vec total = load(totals);
+        if (maximum > old_maximum) {
+            const Vec factor = exp2(splat(old_maximum - maximum));
+            total = mul(total, factor);
+            float* output = scratch_.output + r * channels_;
+            for (int64_t c = 0; c < channels_; c += kPanel) store(output + c, mul(load(output + c), factor));
+            scratch_.maxima[r] = maximum;
+        }
+        for (int64_t g = 0; g < kQuad; g++) {
+            Vec weight = zero();
+            if (is_seen(g)) {
+                weight = only_seen(exp2(sub(scores[g], splat(maximum))), g, 0.0f);
+                total = add(total, weight);
+            }
+            if constexpr (is_int8) weight = mul(weight, load(groups.value_scales[g]));
+            if constexpr (std::is_same_v<Input, float>)
+                store(weights + g * kPanel, weight);
+            else
+                store_bf16(weights + g * kPanel, weight);
+        }
+        store(totals, total);
     }
 
     // Lanes from `begin` to `end`, both included, stay; the others become `other`.
@@ -271,30 +278,33 @@ class AttentionTask {
     void mix(const Tile& tile, const Tile& next, int64_t rows) {
         const int64_t channel_block = panel_bytes(KILOTRON_AMX && is_int8 ? Format::bf16 : format, kPanel);
         Segment segments[kQuad];
-        ReadAhead ahead = read_ahead(next.values);
         for (int64_t panel = 0; panel < channels_ / kPanel; panel += kQuad) {
             const int64_t left = channels_ / kPanel - panel, panels = left < kQuad ? left : kQuad;
             for (int64_t g = 0; g < kQuad; g++) {
                 segments[g].first_input = g * kPanel;
                 segments[g].inputs = kPanel;
-                for (int64_t p = 0; p < panels; p++) segments[g].panels[p] = tile.values[g] + (panel + p) * channel_block;
+                for (int64_t p = 0; p < panels; p++) {
+                    segments[g].panels[p] = tile.values[g] + (panel + p) * channel_block;
+                    segments[g].ahead[p] = reads_ahead(rows) ? next.values[g] + (panel + p) * channel_block : nullptr;
+                }
             }
             multiply(segments, kQuad, scratch_.weights, kKeyTile, scratch_.output + panel * kPanel, channels_, rows,
-                     panels, false, ahead);
+                     panels, false);
         }
     }
 
     void multiply(const Segment* segments, int64_t num_segments, const std::byte* x, int64_t x_stride, float* sums,
-                  int64_t sums_stride, int64_t rows, int64_t panels, bool is_first, ReadAhead& ahead) {
+                  int64_t sums_stride, int64_t rows, int64_t panels, bool is_first) {
 #if KILOTRON_AMX
         if constexpr (format == Format::bf16 || is_int8) {
-            accumulate_with_tiles(segments, num_segments, reinterpret_cast<const uint16_t*>(x), x_stride, sums,
-                                  sums_stride, rows, panels, is_first, ahead);
+            const int64_t tile_inputs = segments[0].inputs % kInputs ? kPanel : kInputs;
+            const TileRows tiles = {reinterpret_cast<const uint16_t*>(x), x_stride, tile_inputs, kPanel * x_stride};
+            accumulate_with_tiles(segments, num_segments, tiles, sums, sums_stride, rows, panels, is_first);
             return;
         }
 #endif
         accumulate_vectors<format, false>(segments, num_segments, reinterpret_cast<const Input*>(x), x_stride, sums,
-                                          sums_stride, rows, panels, is_first, ahead);
+                                          sums_stride, rows, panels, is_first);
     }
 
     void store_results() {
@@ -327,6 +337,7 @@ static void run_attention(const AttentionCall& call, Workspace& workspace, int t
     WorkRanges tasks(num_tasks, threads);
     run_threads(threads, [&](int thread) {
         AttentionScratch scratch(memory + thread * scratch_bytes, scratch_rows, channels);
+        [[maybe_unused]] const TileUse tiles{};
         for (int64_t task; (task = tasks.take(thread)) >= 0;) {
             int64_t within = task / call.kv.heads;
             const AttentionRow* row = call.rows;

@@ -9,9 +9,16 @@
 
 namespace kilotron::KILOTRON_ISA {
 
-constexpr int64_t kRowChunk = 192;      // rows whose sums stay in the cache while a quad of panels passes
+#if !KILOTRON_AMX
+struct TileUse {};
+#endif
+
+constexpr int64_t kRowChunk = KILOTRON_AMX ? 384 : 192;  // most rows whose sums stay in the cache while a quad passes
+constexpr int64_t kChunkBytes = 5 << 18;  // of those rows of x, as bf16
 constexpr int64_t kInputChunk = 4096;   // inputs of a quad of panels that stay in the cache while rows pass
 constexpr int64_t kDecodeChunk = 1024;  // inputs of a quantized quad that are decoded at a time; the largest group
+constexpr int64_t kFewRows = 32;        // so few that a quad is decoded in pieces for the first-level cache,
+constexpr int64_t kDecodePiece = 256;   // of so many inputs
 constexpr int64_t kSegments = 16;       // groups of inputs that one call takes in
 constexpr int64_t kRowsToDecode = 7;    // from so many rows on, quantized panels are decoded to bf16 once
 
@@ -25,30 +32,53 @@ struct alignas(64) QuadScratch {
 // Whether a format's inputs are given as float32 rather than bf16.
 static inline bool takes_floats(Format format) { return !KILOTRON_BF16 || !is_exact_in_bf16(format); }
 
+// Whether rows of x are wanted in the order of tiles: [blocks of 16][padded inputs / 32][16][32], and where there are
+// fewer than 16 rows, so many in place of 16.
+static inline bool takes_tiles(Format format) { return KILOTRON_AMX && is_exact_in_bf16(format); }
+
+static inline int64_t rows_of_block(int64_t rows) { return rows < kPanel ? rows : kPanel; }
+
+// Rows that a thread takes at a time: all alike, so that none is left with a few.
+static inline int64_t rows_of_chunk(const Matrix& matrix, int64_t rows) {
+    constexpr int64_t unit = 2 * kPanel;
+    const int64_t fitting = kChunkBytes / (2 * matrix.padded_inputs) / unit * unit;
+    const int64_t most = fitting < kRowChunk / 2 ? kRowChunk / 2 : fitting < kRowChunk ? fitting : kRowChunk;
+    return round_up(divide_up(rows, divide_up(rows, most)), unit);
+}
+
 template <Format format, bool has_scales>
 static void accumulate(const Segment* segments, int64_t num_segments, const void* x, int64_t x_stride, float* sums,
-                       int64_t rows, int64_t panels, bool is_first, ReadAhead& ahead) {
+                       int64_t rows, [[maybe_unused]] int64_t block_rows, int64_t panels, bool is_first) {
     using Input = typename Operand<format>::Input;
 #if KILOTRON_AMX
     if constexpr (format == Format::bf16 && !has_scales) {
-        accumulate_with_tiles(segments, num_segments, static_cast<const uint16_t*>(x), x_stride, sums, kQuad * kPanel,
-                              rows, panels, is_first, ahead);
+        const TileRows tiles = {static_cast<const uint16_t*>(x), kInputs, kInputs * block_rows, kPanel * x_stride};
+        accumulate_with_tiles(segments, num_segments, tiles, sums, kQuad * kPanel, rows, panels, is_first);
         return;
     }
 #endif
     accumulate_vectors<format, has_scales>(segments, num_segments, static_cast<const Input*>(x), x_stride, sums,
-                                           kQuad * kPanel, rows, panels, is_first, ahead);
+                                           kQuad * kPanel, rows, panels, is_first);
 }
 
 // Whole numbers of a quantized segment as bf16, in the same order of panels.
 template <Format format>
-static void decode_panel(const std::byte* panel, const uint8_t* offsets, int64_t inputs, uint16_t* decoded) {
-    const IntVec less = format == Format::i4 ? widen_u8(offsets) : splat_int(0);
-    for (int64_t pair = 0; pair < inputs / 2; pair++) {
-        const FloatPair both = FloatOperand<format>::load(panel, pair, less);
-        const IntVec low = shift_right<16>(bits_of(both.even)), high = bit_and(bits_of(both.odd), splat_int(-65536));
-        const Vec joined = from_bits(bit_or(low, high));
-        store(reinterpret_cast<float*>(decoded + pair * 2 * kPanel), joined);
+static void decode_panel(const std::byte* panel, const uint8_t* offsets, const std::byte* ahead, int64_t inputs,
+                         uint16_t* decoded) {
+    const IntVec less = format == Format::i4 ? load_offsets<format>(offsets) : splat_int(0);
+    for (int64_t first = 0; first < inputs / 2; first += kPairsPerStep) {
+        const std::byte* step = panel + panel_bytes(format, 2 * first);
+        if (ahead != nullptr)
+            read_ahead(ahead + panel_bytes(format, 2 * first), panel_bytes(format, 2 * kPairsPerStep));
+#pragma GCC unroll 8
+        for (int64_t pair = 0; pair < kPairsPerStep; pair++) {
+            const auto both = Operand<format>::load(step, pair, less);
+            uint16_t* to = decoded + (first + pair) * 2 * kPanel;
+            if constexpr (std::is_same_v<typename Operand<format>::Input, float>)
+                store_int(to, bit_or(shift_right<16>(bits_of(both.even)), bit_and(bits_of(both.odd), splat_int(-65536))));
+            else
+                std::memcpy(to, &both, sizeof(both));
+        }
     }
 }
 
@@ -58,7 +88,7 @@ class Quad {
     Quad(const LinearCall& call, const void* x, int64_t x_stride, int64_t first_panel, QuadScratch& scratch)
         : call_(call), matrix_(*call.matrix), x_(x), x_stride_(x_stride), first_panel_(first_panel),
           panels_(matrix_.num_panels - first_panel < kQuad ? matrix_.num_panels - first_panel : kQuad),
-          scratch_(scratch) {}
+          block_rows_(rows_of_block(call.rows)), scratch_(scratch) {}
 
     void run(int64_t first_row, int64_t rows) {
         const int64_t x_bytes = takes_floats(matrix_.format) ? 4 : 2;
@@ -86,25 +116,20 @@ class Quad {
         return matrix_.panels + (first_panel_ + number) * bytes + panel_bytes(matrix_.format, input);
     }
 
-    // The stretch that this thread most likely needs next: the following inputs, or the next quad's first ones.
-    ReadAhead read_ahead(int64_t input, int64_t inputs) const {
-        ReadAhead ahead;
-        const bool is_last = input + inputs == matrix_.padded_inputs;
-        const int64_t first = is_last ? kQuad : 0, begin = is_last ? 0 : input + inputs;
-        if (first_panel_ + first + kQuad > matrix_.num_panels) return ahead;
-        const int64_t left = matrix_.padded_inputs - begin;
-        ahead.bytes = panel_bytes(matrix_.format, left < kInputChunk ? left : kInputChunk);
-        ahead.num_places = kQuad;
-        for (int64_t p = 0; p < kQuad; p++) ahead.places[p] = panel(first + p, begin);
-        return ahead;
+    // How far beyond each byte of a chunk of inputs lies what this thread most likely needs next: the following inputs,
+    // or the next quad's first ones. 0: nothing.
+    int64_t distance_ahead(int64_t input, int64_t inputs) const {
+        if (input + inputs < matrix_.padded_inputs) return panel_bytes(matrix_.format, inputs);
+        return first_panel_ + 2 * kQuad > matrix_.num_panels ? 0 : panel(kQuad, 0) - panel(0, input);
     }
 
-    Segment segment(int64_t input, int64_t inputs) const {
+    Segment segment(int64_t input, int64_t inputs, int64_t distance) const {
         Segment result;
         result.first_input = input;
         result.inputs = inputs;
         for (int64_t p = 0; p < panels_; p++) {
             result.panels[p] = panel(p, input);
+            result.ahead[p] = distance == 0 ? nullptr : result.panels[p] + distance;
             if (matrix_.scales == nullptr) continue;
             const int64_t group = (first_panel_ + p) * matrix_.num_groups + input / matrix_.group_size;
             result.scales[p] = matrix_.scales + group * kPanel;
@@ -115,33 +140,36 @@ class Quad {
 
     template <Format format>
     void take_plain(const void* x, int64_t rows, int64_t input, int64_t inputs) {
-        const Segment one = segment(input, inputs);
-        ReadAhead ahead = read_ahead(input, inputs);
-        accumulate<format, false>(&one, 1, x, x_stride_, scratch_.sums[0], rows, panels_, input == 0, ahead);
+        const Segment one = segment(input, inputs, distance_ahead(input, inputs));
+        accumulate<format, false>(&one, 1, x, x_stride_, scratch_.sums[0], rows, block_rows_, panels_, input == 0);
     }
 
     template <Format format>
     void take_quantized(const void* x, int64_t rows, int64_t input, int64_t inputs) {
         const bool is_decoded = KILOTRON_AMX || rows >= kRowsToDecode;
         const bool is_whole = matrix_.num_groups == 1;
-        ReadAhead ahead = read_ahead(input, inputs);
+        const int64_t distance = distance_ahead(input, inputs);
         Segment segments[kSegments];
         int64_t count = 0, first_of_segments = input;
         for (int64_t begin = input, end; begin < input + inputs; begin = end) {
             const int64_t group_end = (begin / matrix_.group_size + 1) * matrix_.group_size;
             end = group_end < input + inputs ? group_end : input + inputs;
             if (is_decoded) {
-                if (end - begin > kDecodeChunk) end = begin + kDecodeChunk;
-                take_decoded<format>(segment(begin, end - begin), x, rows, begin == 0, is_whole, ahead);
+                // A group is never cut: its sum is rounded before the scale is applied.
+                const int64_t most = is_whole && rows <= kFewRows ? kDecodePiece : kDecodeChunk;
+                if (end - begin > most) end = begin + most;
+                take_decoded<format>(segment(begin, end - begin, distance), x, rows, begin == 0, is_whole);
                 continue;
             }
-            segments[count++] = segment(begin, end - begin);
+            segments[count++] = segment(begin, end - begin, distance);
             if (count < kSegments && end < input + inputs) continue;
             const bool is_first = first_of_segments == 0;
             if (is_whole)
-                accumulate<format, false>(segments, count, x, x_stride_, scratch_.sums[0], rows, panels_, is_first, ahead);
+                accumulate<format, false>(segments, count, x, x_stride_, scratch_.sums[0], rows, block_rows_, panels_,
+                                          is_first);
             else
-                accumulate<format, true>(segments, count, x, x_stride_, scratch_.sums[0], rows, panels_, is_first, ahead);
+                accumulate<format, true>(segments, count, x, x_stride_, scratch_.sums[0], rows, block_rows_, panels_,
+                                         is_first);
             first_of_segments = end;
             count = 0;
         }
@@ -149,13 +177,14 @@ class Quad {
 
     // A single scale for all inputs is applied at the end, one per group as the groups pass.
     template <Format format>
-    void take_decoded(Segment one, const void* x, int64_t rows, bool is_first, bool is_whole, ReadAhead& ahead) {
+    void take_decoded(Segment one, const void* x, int64_t rows, bool is_first, bool is_whole) {
         for (int64_t p = 0; p < panels_; p++) {
-            decode_panel<format>(one.panels[p], one.offsets[p], one.inputs, scratch_.decoded[p]);
+            decode_panel<format>(one.panels[p], one.offsets[p], one.ahead[p], one.inputs, scratch_.decoded[p]);
             one.panels[p] = reinterpret_cast<const std::byte*>(scratch_.decoded[p]);
+            one.ahead[p] = nullptr;
         }
         float* sums = is_whole ? scratch_.sums[0] : scratch_.parts[0];
-        accumulate<Format::bf16, false>(&one, 1, x, x_stride_, sums, rows, panels_, is_whole ? is_first : true, ahead);
+        accumulate<Format::bf16, false>(&one, 1, x, x_stride_, sums, rows, block_rows_, panels_, is_whole ? is_first : true);
         if (is_whole) return;
         for (int64_t p = 0; p < panels_; p++) {
             const Vec scale = load(one.scales[p]);
@@ -203,69 +232,84 @@ class Quad {
     int64_t x_stride_;
     int64_t first_panel_;
     int64_t panels_;
+    int64_t block_rows_;
     QuadScratch& scratch_;
 };
 
-// Rows of x in the form the loop wants, zero beyond the inputs there are.
-static void prepare_row(const LinearCall& call, int64_t row, bool as_floats, std::byte* prepared) {
+// A row of x in the form the loop wants, zero beyond the inputs there are.
+static void prepare_row(const LinearCall& call, int64_t row, std::byte* prepared) {
     const Matrix& matrix = *call.matrix;
+    const bool as_floats = takes_floats(matrix.format), as_tiles = takes_tiles(matrix.format);
+    const int64_t block_rows = rows_of_block(call.rows);
+    const int64_t first = as_tiles ? row / kPanel * kPanel * matrix.padded_inputs + row % kPanel * kInputs
+                                   : row * matrix.padded_inputs;
+    const int64_t tile_stride = as_tiles ? block_rows * kInputs : kInputs;
     with_type(call.x_dtype, [&](auto type) {
         using Type = decltype(type);
         const auto* x = static_cast<const typename Type::Item*>(call.x) + row * call.x_stride;
         for (int64_t input = 0; input < matrix.padded_inputs; input += kPanel) {
             const int64_t left = matrix.inputs - input;
             const Vec values = left > 0 ? read_some<Type>(x + input, left) : zero();
+            const int64_t to = first + input / kInputs * tile_stride + input % kInputs;
             if (as_floats)
-                store(reinterpret_cast<float*>(prepared) + input, values);
+                store(reinterpret_cast<float*>(prepared) + to, values);
             else
-                store_bf16(reinterpret_cast<uint16_t*>(prepared) + input, values);
+                store_bf16(reinterpret_cast<uint16_t*>(prepared) + to, values);
         }
     });
 }
 
-
-// Runs the calls, all of whose matrices have the same inputs and format and whose rows of x lie in one array.
+// Runs the calls, all of whose matrices have the same inputs and format.
 static void run_linear(const LinearCall* calls, int64_t num_calls, Workspace& workspace, int threads) {
     const Matrix& matrix = *calls[0].matrix;
-    const bool as_floats = takes_floats(matrix.format);
-    const DType wanted = as_floats ? DType::f32 : DType::bf16;
-    const bool is_copied = calls[0].x_dtype != wanted || matrix.inputs != matrix.padded_inputs;
-    int64_t num_rows = 0, num_tasks = 0;
+    const bool as_tiles = takes_tiles(matrix.format);
+    const DType wanted = takes_floats(matrix.format) ? DType::f32 : DType::bf16;
+    const bool is_copied = as_tiles || calls[0].x_dtype != wanted || matrix.inputs != matrix.padded_inputs;
+    // Rows that a call's prepared x takes up: whole blocks, but for a single one.
+    const auto prepared_rows_of = [&](const LinearCall& call) {
+        return as_tiles && call.rows > kPanel ? round_up(call.rows, kPanel) : call.rows;
+    };
+    const auto num_tasks_of = [&](const LinearCall& call) {
+        return divide_up(call.rows, rows_of_chunk(matrix, call.rows)) * divide_up(call.matrix->num_panels, kQuad);
+    };
+    int64_t num_rows = 0, num_prepared = 0, num_tasks = 0;
     for (int64_t c = 0; c < num_calls; c++) {
         num_rows += calls[c].rows;
-        num_tasks += divide_up(calls[c].rows, kRowChunk) * divide_up(calls[c].matrix->num_panels, kQuad);
+        num_prepared += prepared_rows_of(calls[c]);
+        num_tasks += num_tasks_of(calls[c]);
     }
-    const int64_t prepared_bytes = matrix.padded_inputs * item_bytes(wanted);
-    std::byte* prepared = is_copied ? workspace.reserve(Workspace::kInput, num_rows * prepared_bytes) : nullptr;
+    const int64_t row_bytes = matrix.padded_inputs * item_bytes(wanted);
+    std::byte* prepared = is_copied ? workspace.reserve(Workspace::kInput, num_prepared * row_bytes) : nullptr;
     auto* scratch =
         reinterpret_cast<QuadScratch*>(workspace.reserve(Workspace::kPerThread, threads * sizeof(QuadScratch)));
     WorkRanges rows(is_copied ? num_rows : 0, threads), tasks(num_tasks, threads);
     run_threads(threads, [&](int thread) {
         if (is_copied) {
             for (int64_t row; (row = rows.take(thread)) >= 0;) {
-                int64_t call = 0, within = row;
-                while (within >= calls[call].rows) within -= calls[call++].rows;
-                prepare_row(calls[call], within, as_floats, prepared + row * prepared_bytes);
+                int64_t call = 0;
+                std::byte* to = prepared;
+                for (; row >= calls[call].rows; call++) {
+                    row -= calls[call].rows;
+                    to += prepared_rows_of(calls[call]) * row_bytes;
+                }
+                prepare_row(calls[call], row, to);
             }
 #pragma omp barrier
         }
+        [[maybe_unused]] const TileUse tiles{};
         for (int64_t task; (task = tasks.take(thread)) >= 0;) {
-            int64_t call = 0, first_prepared = 0, within = task;
-            for (;; call++) {
-                const int64_t count =
-                    divide_up(calls[call].rows, kRowChunk) * divide_up(calls[call].matrix->num_panels, kQuad);
-                if (within < count) break;
-                within -= count;
-                first_prepared += calls[call].rows;
+            int64_t call = 0;
+            const std::byte* from = prepared;
+            for (int64_t count; task >= (count = num_tasks_of(calls[call])); call++) {
+                task -= count;
+                from += is_copied ? prepared_rows_of(calls[call]) * row_bytes : 0;
             }
             const LinearCall& one = calls[call];
-            const int64_t quads = divide_up(one.matrix->num_panels, kQuad);
-            const int64_t first_row = within / quads * kRowChunk;
-            const int64_t left = one.rows - first_row;
-            const void* x = is_copied ? prepared + first_prepared * prepared_bytes : one.x;
-            Quad quad(one, x, is_copied ? matrix.padded_inputs : one.x_stride, within % quads * kQuad,
-                      scratch[thread]);
-            quad.run(first_row, left < kRowChunk ? left : kRowChunk);
+            const int64_t quads = divide_up(one.matrix->num_panels, kQuad), chunk = rows_of_chunk(matrix, one.rows);
+            const int64_t first_row = task / quads * chunk, left = one.rows - first_row;
+            Quad quad(one, is_copied ? from : one.x, is_copied ? matrix.padded_inputs : one.x_stride,
+                      task % quads * kQuad, scratch[thread]);
+            quad.run(first_row, left < chunk ? left : chunk);
         }
     });
 }

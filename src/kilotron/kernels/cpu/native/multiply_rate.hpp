@@ -49,7 +49,8 @@ static double multiply_floats(int64_t steps) {
 #if KILOTRON_AMX
 
 static double multiply_pairs(int64_t steps) {
-    configure_for(kPanel, kPanel, kInputs);
+    const TileUse tiles{};
+    TileUse::configure(kPanel, kPanel, kInputs);
     KILOTRON_TILE_ZERO(0);
     KILOTRON_TILE_ZERO(1);
     KILOTRON_TILE_ZERO(2);
@@ -64,7 +65,6 @@ static double multiply_pairs(int64_t steps) {
         KILOTRON_TILE_MULTIPLY(2, 5, 6);
         KILOTRON_TILE_MULTIPLY(3, 5, 7);
     }
-    release_tiles();
     return 4 * 2.0 * kPanel * kPanel * kInputs * static_cast<double>(steps);
 }
 

@@ -50,6 +50,8 @@ static inline IntVec splat_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
 static inline IntVec to_int(Vec a) { return {_mm512_cvtps_epi32(a.v)}; }
 static inline Vec to_float(IntVec a) { return {_mm512_cvtepi32_ps(a.v)}; }
 static inline IntVec add(IntVec a, IntVec b) { return {_mm512_add_epi32(a.v, b.v)}; }
+// a times 2 to the power of n, a whole number.
+static inline Vec scale_by_power(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 static inline IntVec bit_and(IntVec a, IntVec b) { return {_mm512_and_si512(a.v, b.v)}; }
 static inline IntVec bit_or(IntVec a, IntVec b) { return {_mm512_or_si512(a.v, b.v)}; }
 template <int N>
@@ -139,6 +141,9 @@ template <int N>
 static inline IntVec shift_right(IntVec a) { return {_mm256_srli_epi32(a.lo, N), _mm256_srli_epi32(a.hi, N)}; }
 template <int N>
 static inline IntVec shift_right_signed(IntVec a) { return {_mm256_srai_epi32(a.lo, N), _mm256_srai_epi32(a.hi, N)}; }
+static inline Vec scale_by_power(Vec a, Vec n) {
+    return mul(a, from_bits(shift_left<23>(add(to_int(n), splat_int(127)))));
+}
 static inline IntVec load_int(const void* p) {
     return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)p + 1)};
 }
@@ -242,11 +247,11 @@ static inline void with_type(DType dtype, const Work& work) {
     }
 }
 
-// 2 to the power of x, within 2 units in the last place between -126 and 127, 0 below; NaN for NaN. The polynomial is
-// the Taylor series of 2^r in r ln 2, whose next term is below 2e-8 for |r| <= 1/2.
+// 2 to the power of x, within 2 units in the last place between -126 and 127, 0 below; NaN for NaN and for infinity.
+// The polynomial is the Taylor series of 2^r in r ln 2, whose next term is below 2e-8 for |r| <= 1/2.
 static inline Vec exp2(Vec x) {
     const Vec lowest = splat(-126.0f);
-    const Vec clamped = max(lowest, min(splat(127.0f), x));
+    const Vec clamped = max(lowest, x);
     const Vec n = round_even(clamped);
     const Vec r = sub(clamped, n);
     Vec p = splat(1.5403530394e-4f);
@@ -256,8 +261,7 @@ static inline Vec exp2(Vec x) {
     p = fma(p, r, splat(2.4022650696e-1f));
     p = fma(p, r, splat(6.9314718056e-1f));
     p = fma(p, r, splat(1.0f));
-    const Vec power = from_bits(shift_left<23>(add(to_int(n), splat_int(127))));
-    return select_less(x, lowest, zero(), mul(p, power));
+    return select_less(x, lowest, zero(), scale_by_power(p, n));
 }
 
 // e to the power of x, within 2 units in the last place between -87.3 and 88, 0 below and infinite above; NaN for NaN.
@@ -275,8 +279,7 @@ static inline Vec exp(Vec x) {
     p = fma(p, r, splat(1.6666665459e-1f));
     p = fma(p, r, splat(5.0000001201e-1f));
     p = add(fma(p, mul(r, r), r), splat(1.0f));
-    const Vec power = from_bits(shift_left<23>(add(to_int(n), splat_int(127))));
-    const Vec bounded = select_less(highest, x, splat(INFINITY), mul(p, power));
+    const Vec bounded = select_less(highest, x, splat(INFINITY), scale_by_power(p, n));
     return select_less(x, lowest, zero(), bounded);
 }
 
