@@ -27,7 +27,7 @@ class AttentionScratch {
         output = reinterpret_cast<float*>(take(rows * channels * 4));
         totals = reinterpret_cast<float*>(take(rows * kPanel * 4));
         maxima = reinterpret_cast<float*>(take(rows * 4));
-        for (std::byte** two_tiles : {&keys, &values, &decoded_keys, &decoded_values})
+        for (std::byte** two_tiles : {&keys, &values, &decoded_keys, &joined_values})
             *two_tiles = take(2 * kKeyTile * (channels + kPanel) * 4);
         bytes = next - memory;
     }
@@ -45,7 +45,7 @@ class AttentionScratch {
     std::byte* keys;     // two tiles gathered from blocks that do not hold whole groups
     std::byte* values;
     std::byte* decoded_keys;  // two tiles of int8 as bf16
-    std::byte* decoded_values;
+    std::byte* joined_values;  // two tiles as bf16, 32 positions together
     int64_t bytes;
 };
 
@@ -60,6 +60,9 @@ class AttentionTask {
     using Layout = Stored<Type, is_int8>;
     using Item = typename Type::Item;
     using Input = typename Operand<format>::Input;
+    // Tiles multiply bf16 only, and take in 32 positions of values at a time, whatever the block size: their order of
+    // additions depends on it.
+    static constexpr bool uses_tiles = KILOTRON_AMX && (format == Format::bf16 || is_int8);
 
     AttentionTask(const AttentionCall& call, const AttentionRow& row, int64_t head, int64_t first, int64_t tokens,
                   AttentionScratch& scratch)
@@ -145,8 +148,9 @@ class AttentionTask {
             if constexpr (is_int8) {
                 found.key_scales[g] = reinterpret_cast<const float*>(found.keys[g] + kv.numbers_bytes());
                 found.value_scales[g] = reinterpret_cast<const float*>(found.values[g] + kv.numbers_bytes());
-                if (KILOTRON_AMX) decode(g, found);
+                if (uses_tiles) decode_keys(g, found);
             }
+            if (uses_tiles && kv.value_span() == kPanel) join_values(g, found);
         }
         return found;
     }
@@ -173,7 +177,7 @@ class AttentionTask {
             };
             for (int64_t c = 0; c < channels_; c++) {
                 copy(keys, Layout::key_index(c, lane), block_keys, Layout::key_index(c, from), Item());
-                copy(values, Layout::value_index(c, lane), block_values, Layout::value_index(c, from), Item());
+                copy(values, Layout::value_index(c, lane, kPanel), block_values, Layout::value_index(c, from, kPanel), Item());
             }
             if constexpr (is_int8) {
                 copy(keys + kv.numbers_bytes(), lane, block_keys + kv.numbers_bytes(), from, float());
@@ -184,14 +188,23 @@ class AttentionTask {
         found.values[g] = values;
     }
 
-    // Tiles multiply bf16 only; both parts lie in the same order as int8.
-    void decode(int64_t g, Tile& found) {
+    void decode_keys(int64_t g, Tile& found) {
         auto* keys = reinterpret_cast<uint16_t*>(scratch_group(scratch_.decoded_keys, g));
-        auto* values = reinterpret_cast<uint16_t*>(scratch_group(scratch_.decoded_values, g));
         decode_panel<Format::i8>(found.keys[g], nullptr, nullptr, channels_, keys);
-        decode_panel<Format::i8>(found.values[g], nullptr, nullptr, channels_, values);
         found.keys[g] = reinterpret_cast<const std::byte*>(keys);
-        found.values[g] = reinterpret_cast<const std::byte*>(values);
+    }
+
+    void join_values(int64_t g, Tile& found) {
+        std::byte* span = scratch_group(scratch_.joined_values, g - g % 2);
+        for (int64_t block = 0; block < channels_ / kPanel; block++) {
+            std::byte* to = span + panel_bytes(Format::bf16, (2 * block + g % 2) * kPanel);
+            const std::byte* from = found.values[g] + panel_bytes(format, block * kPanel);
+            if constexpr (is_int8)
+                decode_panel<Format::i8>(from, nullptr, nullptr, kPanel, reinterpret_cast<uint16_t*>(to));
+            else
+                std::memcpy(to, from, panel_bytes(Format::bf16, kPanel));
+        }
+        found.values[g] = span;
     }
 
     // Where many rows pass over the keys, what comes next is in the cache from the rows before.
@@ -276,19 +289,22 @@ class AttentionTask {
     }
 
     void mix(const Tile& tile, const Tile& next, int64_t rows) {
-        const int64_t channel_block = panel_bytes(KILOTRON_AMX && is_int8 ? Format::bf16 : format, kPanel);
+        const int64_t span = uses_tiles ? kInputs : call_.kv.value_span(), spans = kKeyTile / span;
+        const int64_t channel_block = panel_bytes(uses_tiles ? Format::bf16 : format, span);
         Segment segments[kQuad];
         for (int64_t panel = 0; panel < channels_ / kPanel; panel += kQuad) {
             const int64_t left = channels_ / kPanel - panel, panels = left < kQuad ? left : kQuad;
-            for (int64_t g = 0; g < kQuad; g++) {
-                segments[g].first_input = g * kPanel;
-                segments[g].inputs = kPanel;
+            for (int64_t n = 0; n < spans; n++) {
+                const int64_t group = n * span / kPanel;
+                segments[n].first_input = n * span;
+                segments[n].inputs = span;
                 for (int64_t p = 0; p < panels; p++) {
-                    segments[g].panels[p] = tile.values[g] + (panel + p) * channel_block;
-                    segments[g].ahead[p] = reads_ahead(rows) ? next.values[g] + (panel + p) * channel_block : nullptr;
+                    segments[n].panels[p] = tile.values[group] + (panel + p) * channel_block;
+                    segments[n].ahead[p] =
+                        reads_ahead(rows) ? next.values[group] + (panel + p) * channel_block : nullptr;
                 }
             }
-            multiply(segments, kQuad, scratch_.weights, kKeyTile, scratch_.output + panel * kPanel, channels_, rows,
+            multiply(segments, spans, scratch_.weights, kKeyTile, scratch_.output + panel * kPanel, channels_, rows,
                      panels, false);
         }
     }
@@ -296,9 +312,8 @@ class AttentionTask {
     void multiply(const Segment* segments, int64_t num_segments, const std::byte* x, int64_t x_stride, float* sums,
                   int64_t sums_stride, int64_t rows, int64_t panels, bool is_first) {
 #if KILOTRON_AMX
-        if constexpr (format == Format::bf16 || is_int8) {
-            const int64_t tile_inputs = segments[0].inputs % kInputs ? kPanel : kInputs;
-            const TileRows tiles = {reinterpret_cast<const uint16_t*>(x), x_stride, tile_inputs, kPanel * x_stride};
+        if constexpr (uses_tiles) {
+            const TileRows tiles = {reinterpret_cast<const uint16_t*>(x), x_stride, kInputs, kPanel * x_stride};
             accumulate_with_tiles(segments, num_segments, tiles, sums, sums_stride, rows, panels, is_first);
             return;
         }

@@ -179,8 +179,8 @@ struct Stored {
     static int64_t key_index(int64_t channel, int64_t lane) {
         return (channel / kStep * kPanel + lane) * kStep + channel % kStep;
     }
-    static int64_t value_index(int64_t channel, int64_t lane) {
-        const int64_t block = channel / kPanel * kPanel * kPanel;
+    static int64_t value_index(int64_t channel, int64_t lane, int64_t span) {
+        const int64_t block = channel / kPanel * kPanel * span;
         return block + (lane / kStep * kPanel + channel % kPanel) * kStep + lane % kStep;
     }
 };
@@ -198,85 +198,91 @@ static void write_keys(const typename Layout::Item* rows, int64_t stride, int64_
             std::memcpy(to + unit * kPanel + i, rows + i * stride + unit * Layout::kStep, sizeof(Unit));
 }
 
-// One value into its group: 16 channels lie side by side, with those of the neighbouring position between.
+// One value into its span: 16 channels lie side by side, with those of the neighbouring position between.
 template <typename Layout>
-static void write_value(const typename Layout::Item* value, int64_t channels, int64_t lane, std::byte* group) {
-    auto* to = reinterpret_cast<typename Layout::Item*>(group);
+static void write_value(const typename Layout::Item* value, int64_t channels, int64_t lane, int64_t span,
+                        std::byte* values) {
+    auto* to = reinterpret_cast<typename Layout::Item*>(values);
     for (int64_t c = 0; c < channels; c += kPanel) {
         const int64_t left = channels - c < kPanel ? channels - c : kPanel;
         if constexpr (std::is_same_v<typename Layout::Item, uint16_t> && Layout::kStep == 2) {
             uint16_t part[kPanel] = {};
             std::memcpy(part, value + c, left * sizeof(part[0]));
-            uint16_t* line = to + Layout::value_index(c, lane / 2 * 2);
+            uint16_t* line = to + Layout::value_index(c, lane / 2 * 2, span);
             const IntVec fresh = widen_u16(part), before = load_int(line);
             store_int(line, lane % 2 ? bit_or(bit_and(before, splat_int(0xffff)), shift_left<16>(fresh))
                                      : bit_or(bit_and(before, splat_int(-65536)), fresh));
         } else {
-            for (int64_t i = 0; i < left; i++) to[Layout::value_index(c + i, lane)] = value[c + i];
+            for (int64_t i = 0; i < left; i++) to[Layout::value_index(c + i, lane, span)] = value[c + i];
         }
     }
 }
 
-// Asks for the lines that the appended keys and values of a head will change; those of a group that is cleared need
-// not be read.
+// Asks for the lines that the first of the appended keys and values of a head will change; those of a group that is
+// cleared need not be read.
 static void prefetch_run(const KVLayerView& kv, int64_t slot, int64_t head) {
-    const int64_t offset = slot % kv.block_size;
-    if (offset % kPanel == 0) return;
+    const int64_t offset = slot % kv.block_size, span = kv.value_span();
     const std::byte* keys = kv.keys(slot / kv.block_size, head, offset / kPanel);
     const std::byte* values = kv.values(slot / kv.block_size, head, offset / kPanel);
-    for (int64_t line = 0; line < kv.group_bytes(); line += 64) __builtin_prefetch(keys + line, 1);
-    const int64_t block_bytes = panel_bytes(kv.format, kPanel);
-    for (int64_t block = 0; block < kv.numbers_bytes(); block += block_bytes)
-        __builtin_prefetch(values + block + offset % kPanel * (block_bytes / kPanel), 1);
+    if (offset % kPanel != 0)
+        for (int64_t line = 0; line < kv.group_bytes(); line += 64) __builtin_prefetch(keys + line, 1);
+    if (offset % span == 0) return;
+    const int64_t block_bytes = panel_bytes(kv.format, span), blocks = kv.padded_channels() / kPanel;
+    for (int64_t block = 0; block < blocks; block++)
+        __builtin_prefetch(values + block * block_bytes + offset % span * (block_bytes / span), 1);
 }
 
-// Writes keys and values of tokens whose slots follow each other within one group. Who writes the first position of a
-// group clears it, so that what an earlier owner left (a NaN, say) never meets a position that is still masked.
+// Writes keys and values of tokens whose slots follow each other within one span. Who writes the first position of a
+// group of keys or a span of values clears it, so that what an earlier owner left (a NaN, say) never meets a position
+// that is still masked.
 template <typename Type, bool is_int8>
 static void append_run(const AppendCall& call, int64_t token, int64_t count, int64_t head) {
     using Layout = Stored<Type, is_int8>;
     using Item = typename Layout::Item;
     const KVLayerView& kv = call.kv;
-    const int64_t slot = call.slots[token], offset = slot % kv.block_size, lane = offset % kPanel;
-    std::byte* keys = kv.keys(slot / kv.block_size, head, offset / kPanel);
-    std::byte* values = kv.values(slot / kv.block_size, head, offset / kPanel);
-    if (lane == 0) {
-        std::memset(keys, 0, kv.group_bytes());
-        std::memset(values, 0, kv.group_bytes());
-    }
+    const int64_t slot = call.slots[token], block = slot / kv.block_size, first = slot % kv.block_size;
+    const int64_t span = kv.value_span();
+    std::byte* values = kv.values(block, head, first / kPanel);
+    if (first % span == 0) std::memset(values, 0, span / kPanel * kv.group_bytes());
     // Keys scatter over all lines of their group, so these are asked for one head ahead.
     if (head + 1 < kv.heads) prefetch_run(kv, slot, head + 1);
     Item rows[kPanel * kMostChannels];
     Item value[kMostChannels];
     typename Type::Item key[kMostChannels];
     const int64_t stride = kv.padded_channels();
-    for (int64_t i = 0; i < count; i++) {
-        Item* row = rows + i * stride;
-        prepare_head<Type>(call, token + i, head_of<Type>(call.keys, token + i, head), call.key_weight, key);
-        const float key_scale = Layout::Way::template store<Type>(key, kv.channels, row);
-        if (kv.channels % 2) row[kv.channels] = 0;
-        const float value_scale =
-            Layout::Way::template store<Type>(head_of<Type>(call.values, token + i, head), kv.channels, value);
-        write_value<Layout>(value, kv.channels, lane + i, values);
-        if constexpr (is_int8) {
-            reinterpret_cast<float*>(keys + kv.numbers_bytes())[lane + i] = key_scale;
-            reinterpret_cast<float*>(values + kv.numbers_bytes())[lane + i] = value_scale;
+    for (int64_t done = 0, part; done < count; done += part, token += part) {
+        const int64_t offset = first + done, lane = offset % kPanel;
+        part = count - done < kPanel - lane ? count - done : kPanel - lane;
+        std::byte* keys = kv.keys(block, head, offset / kPanel);
+        if (lane == 0) std::memset(keys, 0, kv.group_bytes());
+        for (int64_t i = 0; i < part; i++) {
+            Item* row = rows + i * stride;
+            prepare_head<Type>(call, token + i, head_of<Type>(call.keys, token + i, head), call.key_weight, key);
+            const float key_scale = Layout::Way::template store<Type>(key, kv.channels, row);
+            if (kv.channels % 2) row[kv.channels] = 0;
+            const float value_scale =
+                Layout::Way::template store<Type>(head_of<Type>(call.values, token + i, head), kv.channels, value);
+            write_value<Layout>(value, kv.channels, (offset + i) % span, span, values);
+            if constexpr (is_int8) {
+                reinterpret_cast<float*>(keys + kv.numbers_bytes())[lane + i] = key_scale;
+                reinterpret_cast<float*>(values + kv.numbers_bytes())[lane + i] = value_scale;
+            }
         }
+        write_keys<Layout>(rows, stride, part, kv.channels, lane, keys);
     }
-    write_keys<Layout>(rows, stride, count, kv.channels, lane, keys);
 }
 
-// How many tokens from `token` on have slots that follow each other within one group.
+// How many tokens from `token` on have slots that follow each other within one span of values.
 static int64_t run_length(const AppendCall& call, int64_t token) {
-    const int64_t slot = call.slots[token], offset = slot % call.kv.block_size;
-    const int64_t in_group = kPanel - offset % kPanel, in_block = call.kv.block_size - offset;
-    const int64_t room = in_group < in_block ? in_group : in_block;
+    const int64_t slot = call.slots[token], offset = slot % call.kv.block_size, span = call.kv.value_span();
+    const int64_t in_span = span - offset % span, in_block = call.kv.block_size - offset;
+    const int64_t room = in_span < in_block ? in_span : in_block;
     int64_t count = 1;
     while (count < room && token + count < call.tokens && call.slots[token + count] == slot + count) count++;
     return count;
 }
 
-// Threads share runs, not tokens: two tokens may write to one group, which one of them clears.
+// Threads share runs, not tokens: two tokens may write to one span, which one of them clears.
 static void run_rotate_and_append(const AppendCall& call, Workspace& workspace, int threads) {
     const int64_t query_heads = call.query.heads;
     if (call.tokens * (query_heads + call.kv.heads) * call.kv.channels < kFewNumbers) threads = 1;

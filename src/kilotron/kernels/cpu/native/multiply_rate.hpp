@@ -50,7 +50,7 @@ static double multiply_floats(int64_t steps) {
 
 static double multiply_pairs(int64_t steps) {
     const TileUse tiles{};
-    TileUse::configure(kPanel, kPanel, kInputs);
+    TileUse::configure(kPanel, kPanel);
     KILOTRON_TILE_ZERO(0);
     KILOTRON_TILE_ZERO(1);
     KILOTRON_TILE_ZERO(2);

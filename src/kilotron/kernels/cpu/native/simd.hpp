@@ -247,13 +247,12 @@ static inline void with_type(DType dtype, const Work& work) {
     }
 }
 
-// 2 to the power of x, within 2 units in the last place between -126 and 127, 0 below; NaN for NaN and for infinity.
-// The polynomial is the Taylor series of 2^r in r ln 2, whose next term is below 2e-8 for |r| <= 1/2.
+// 2 to the power of x, within 2 units in the last place from -126 to 127, and 2^-126 below; NaN for NaN. The polynomial
+// is the Taylor series of 2^r in r ln 2, whose next term is below 2e-8 for |r| <= 1/2.
 static inline Vec exp2(Vec x) {
-    const Vec lowest = splat(-126.0f);
-    const Vec clamped = max(lowest, x);
-    const Vec n = round_even(clamped);
-    const Vec r = sub(clamped, n);
+    x = max(splat(-126.0f), x);
+    const Vec n = round_even(x);
+    const Vec r = sub(x, n);
     Vec p = splat(1.5403530394e-4f);
     p = fma(p, r, splat(1.3333558146e-3f));
     p = fma(p, r, splat(9.6181291076e-3f));
@@ -261,7 +260,7 @@ static inline Vec exp2(Vec x) {
     p = fma(p, r, splat(2.4022650696e-1f));
     p = fma(p, r, splat(6.9314718056e-1f));
     p = fma(p, r, splat(1.0f));
-    return select_less(x, lowest, zero(), scale_by_power(p, n));
+    return scale_by_power(p, n);
 }
 
 // e to the power of x, within 2 units in the last place between -87.3 and 88, 0 below and infinite above; NaN for NaN.

@@ -94,14 +94,12 @@ class TileUse {
         shapes() = 0;
     }
 
-    static void configure(int64_t upper_rows, int64_t lower_rows, int64_t inputs) {
+    static void configure(int64_t upper_rows, int64_t lower_rows) {
         const auto upper = static_cast<uint8_t>(upper_rows), lower = static_cast<uint8_t>(lower_rows ? lower_rows : 1);
-        const auto pairs = static_cast<uint8_t>(inputs / 2);
-        const int32_t wanted = upper << 16 | lower << 8 | pairs;
+        const int32_t wanted = upper << 8 | lower;
         if (shapes() == wanted) return;
-        const auto x_bytes = static_cast<uint16_t>(inputs * 2);
-        const uint8_t rows[8] = {upper, upper, lower, lower, upper, lower, pairs, pairs};
-        const uint16_t row_bytes[8] = {64, 64, 64, 64, x_bytes, x_bytes, 64, 64};
+        const uint8_t rows[8] = {upper, upper, lower, lower, upper, lower, kInputs / 2, kInputs / 2};
+        const uint16_t row_bytes[8] = {64, 64, 64, 64, 64, 64, 64, 64};
         configure_tiles(rows, row_bytes);
         shapes() = wanted;
     }
@@ -113,7 +111,9 @@ class TileUse {
     }
 };
 
-// Rows of x in blocks of 16, each cut into tiles of 32 inputs (or of the 16 positions of attention's values).
+constexpr int64_t kTileBytes = 1024;
+
+// Rows of x in blocks of 16, each cut into tiles of 32 inputs.
 struct TileRows {
     const uint16_t* data;
     int64_t row_stride;    // all strides in elements
@@ -121,11 +121,11 @@ struct TileRows {
     int64_t block_stride;
 };
 
-// Up to 32 rows and 2 panels of all segments, each of which has a multiple of `tile_inputs`.
+// Up to 32 rows and 2 panels of all segments, each of which has a multiple of 32 inputs.
 template <bool has_lower, bool has_right>
 static void accumulate_tiles(const Segment* segments, int64_t num_segments, int64_t panel, const TileRows& x,
-                             int64_t tile_inputs, float* sums, int64_t sums_stride, bool is_first,
-                             int64_t first_ahead, int64_t bytes_ahead) {
+                             float* sums, int64_t sums_stride, bool is_first, int64_t first_ahead,
+                             int64_t bytes_ahead) {
     float* lower_sums = sums + kPanel * sums_stride;
     const int64_t sums_bytes = sums_stride * 4, x_bytes = x.row_stride * 2;
     if (is_first) {
@@ -139,19 +139,18 @@ static void accumulate_tiles(const Segment* segments, int64_t num_segments, int6
         if (has_lower) KILOTRON_TILE_LOAD(2, lower_sums, sums_bytes);
         if (has_lower && has_right) KILOTRON_TILE_LOAD(3, lower_sums + kPanel, sums_bytes);
     }
-    const int64_t tile_bytes = panel_bytes(Format::bf16, tile_inputs);
     for (int64_t s = 0; s < num_segments; s++) {
         const Segment& segment = segments[s];
-        const uint16_t* upper_x = x.data + segment.first_input / tile_inputs * x.tile_stride;
+        const uint16_t* upper_x = x.data + segment.first_input / kInputs * x.tile_stride;
         const std::byte* left = segment.panels[panel];
         const std::byte* right = segment.panels[has_right ? panel + 1 : panel];
         const bool is_ahead = segment.ahead[panel] != nullptr && bytes_ahead != 0;
         int64_t from_ahead = first_ahead;
-        for (int64_t input = 0; input < segment.inputs; input += tile_inputs) {
+        for (int64_t input = 0; input < segment.inputs; input += kInputs) {
             if (is_ahead) {
                 read_ahead(segment.ahead[panel] + from_ahead, bytes_ahead);
                 if (has_right) read_ahead(segment.ahead[panel + 1] + from_ahead, bytes_ahead);
-                from_ahead += tile_bytes;
+                from_ahead += kTileBytes;
             }
             KILOTRON_TILE_LOAD(4, upper_x, x_bytes);
             KILOTRON_TILE_LOAD(6, left, 64);
@@ -166,8 +165,8 @@ static void accumulate_tiles(const Segment* segments, int64_t num_segments, int6
                 if (has_right) KILOTRON_TILE_MULTIPLY(3, 5, 7);
             }
             upper_x += x.tile_stride;
-            left += tile_bytes;
-            right += tile_bytes;
+            left += kTileBytes;
+            right += kTileBytes;
         }
     }
     KILOTRON_TILE_STORE(0, sums, sums_bytes);
@@ -176,26 +175,25 @@ static void accumulate_tiles(const Segment* segments, int64_t num_segments, int6
     if (has_lower && has_right) KILOTRON_TILE_STORE(3, lower_sums + kPanel, sums_bytes);
 }
 
-// The twin of `accumulate_vectors` for bf16, within a `TileUse`. Segments are at least `tile_inputs` long and
-// multiples of it: 32, or the 16 positions of attention's values.
+// The twin of `accumulate_vectors` for bf16, within a `TileUse`. Segments have multiples of 32 inputs.
 static void accumulate_with_tiles(const Segment* segments, int64_t num_segments, TileRows x, float* sums,
                                   int64_t sums_stride, int64_t rows, int64_t panels, bool is_first) {
-    const int64_t tile_inputs = segments[0].inputs % kInputs ? kPanel : kInputs;
     // Each pair of row blocks reads its share of the lines ahead, so that memory is busy all the time.
-    const int64_t lines = panel_bytes(Format::bf16, tile_inputs) / 64, row_pairs = divide_up(rows, 2 * kPanel);
+    constexpr int64_t lines = kTileBytes / 64;
+    const int64_t row_pairs = divide_up(rows, 2 * kPanel);
     for (int64_t row = 0; row < rows; row += 2 * kPanel) {
         const int64_t left = rows - row;
         const int64_t upper = left < kPanel ? left : kPanel;
         const int64_t lower = left <= kPanel ? 0 : (left < 2 * kPanel ? left : 2 * kPanel) - kPanel;
         const int64_t pair = row / (2 * kPanel);
         const int64_t first_ahead = pair * lines / row_pairs, end_ahead = (pair + 1) * lines / row_pairs;
-        TileUse::configure(upper, lower, tile_inputs);
+        TileUse::configure(upper, lower);
         for (int64_t panel = 0; panel < panels; panel += 2) {
             float* to = sums + row * sums_stride + panel * kPanel;
             const bool has_right = panel + 1 < panels;
             const auto call = lower ? (has_right ? accumulate_tiles<true, true> : accumulate_tiles<true, false>)
                                     : (has_right ? accumulate_tiles<false, true> : accumulate_tiles<false, false>);
-            call(segments, num_segments, panel, x, tile_inputs, to, sums_stride, is_first, 64 * first_ahead,
+            call(segments, num_segments, panel, x, to, sums_stride, is_first, 64 * first_ahead,
                  64 * (end_ahead - first_ahead));
         }
         x.data += 2 * x.block_stride;

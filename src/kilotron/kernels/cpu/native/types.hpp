@@ -4,7 +4,7 @@
 //   bf16, int8   [inputs / 2][16][2]       int4   [inputs / 4][16][2], two input pairs share a byte (low nibble first)
 //   f32, f16     [inputs][16]
 // The same layout holds keys (16 positions are the outputs of a product with a query) and values (channels are the
-// outputs, 16 positions the inputs). It is the order of AMX tiles ("VNNI"), and every instruction set reads it.
+// outputs, 16 or 32 positions the inputs). It is the order of AMX tiles ("VNNI"), and every instruction set reads it.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -77,7 +77,8 @@ struct LinearCall {
 };
 
 // One layer of the paged KV cache: [blocks][heads][key part, value part], each part in groups of 16 positions. A group
-// of int8 is followed by 16 float scales, one for each position: number = value * scale.
+// of int8 is followed by 16 float scales, one for each position: number = value * scale. Two groups of values that lie
+// in one block and are not int8 are one span of 32 positions, a whole AMX tile of inputs.
 struct KVLayerView {
     std::byte* data;
     Format format;  // f32, f16, bf16 or i8
@@ -95,8 +96,12 @@ struct KVLayerView {
     KILOTRON_INLINE std::byte* keys(int64_t block, int64_t head, int64_t group) const {
         return data + block * block_bytes() + 2 * head * part_bytes() + group * group_bytes();
     }
+    KILOTRON_INLINE int64_t value_span() const {
+        return format != Format::i8 && block_size % (2 * kPanel) == 0 ? 2 * kPanel : kPanel;
+    }
+    // The span of values that a group belongs to.
     KILOTRON_INLINE std::byte* values(int64_t block, int64_t head, int64_t group) const {
-        return keys(block, head, group) + part_bytes();
+        return keys(block, head, group - group % (value_span() / kPanel)) + part_bytes();
     }
 };
 
