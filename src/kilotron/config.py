@@ -18,6 +18,7 @@ _QUANTIZATION_GROUP_SIZES = (32, 64, 128)
 # See docs/quantization.md for the errors and sizes that speak for it.
 _DEFAULT_GROUP_SIZE = 64
 _KV_CACHE_DTYPES = ("auto", "int8")
+_WEIGHT_CACHE_MODES = ("auto", "write", "off")
 _LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs")
 # Share of the free memory that the KV cache takes at most when its size is "auto".
 _FREE_MEMORY_SHARE = 0.5
@@ -45,6 +46,8 @@ class InferenceConfig:
     """Quantizes the weights of a plain checkpoint while loading: int8 or int4; None leaves them as they are."""
     quantization_group_size: int | None = None
     """With int4, input columns that share a scale: 32, 64 or 128; None chooses."""
+    weight_cache: str = "auto"
+    """Packed weights in a file, for the next start: auto (used where there is one), write (made where not) or off."""
     block_size_tokens: int = 32
     """Tokens in one KV-cache block."""
     buffer_size_gb: float | None = None
@@ -94,6 +97,7 @@ class InferenceConfig:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
         self._check_buffer_size()
+        _check_choice("weight_cache", self.weight_cache, _WEIGHT_CACHE_MODES)
         _check_choice("kv_cache_dtype", self.kv_cache_dtype, _KV_CACHE_DTYPES)
         self._check_quantization()
 

@@ -37,6 +37,7 @@ WRONG_VALUES = [
     ("num_threads", 0, "num_threads must be a whole number"),
     ("random_seed", "7", "random_seed must be a whole number"),
     ("profile", 3, "profile must be the name of a file"),
+    ("weight_cache", "on", "weight_cache must be one of auto, write, off, not 'on'"),
     ("buffer_size_gb", 0, "buffer_size_gb must be a number above 0 .* not 0"),
     ("buffer_size_gb", float("nan"), "buffer_size_gb must be"),
     ("buffer_size_gb", float("inf"), "buffer_size_gb must be"),

@@ -10,6 +10,7 @@ import torch
 
 from kilotron.apis.engine_parts import EngineParts, plain_parts, profiled_parts
 from kilotron.apis.load_phases import LoadPhase, LoadPhases
+from kilotron.apis.weight_cache import WeightCache
 from kilotron.checkpoints.huggingface import HuggingFaceCheckpoint
 from kilotron.checkpoints.read_ahead import start_reading_ahead
 from kilotron.config import InferenceConfig, MachineFacts, ModelFacts, ResolvedConfig, resolve
@@ -111,10 +112,26 @@ def assemble(
         with phases.measure("tokenizer"):
             ready = _choose_tokenizer(tokenizer, checkpoint.folder)
         built = GPTModel(model_config, parts.kernels(kernels), resolved.max_sequence_length)
-        dtype, rounding = getattr(torch, resolved.dtype), _choose_rounding(resolved.options)
-        with phases.measure("weights read and packed", checkpoint.total_bytes, is_transfer=True):
-            load_weights(built, checkpoint, dtype, rounding=rounding, on_progress=on_progress)
+        _load(built, checkpoint, resolved, phases, on_progress)
         return _build(built, ready, resolved, checkpoint.generation_config, parts, phases)
+
+
+def _load(
+    model: GPTModel,
+    checkpoint: HuggingFaceCheckpoint,
+    config: ResolvedConfig,
+    phases: LoadPhases,
+    on_progress: OnProgress | None,
+) -> None:
+    """Weights out of the checkpoint, or what was packed of them at an earlier start."""
+    dtype, rounding = getattr(torch, config.dtype), _choose_rounding(config.options)
+    cache = WeightCache(model.kernels.packed_files, checkpoint, config)
+    packed = cache.open()
+    name = "weights read and packed" if packed is None else "packed weights mapped"
+    with phases.measure(name, checkpoint.total_bytes, is_transfer=packed is None):
+        load_weights(model, checkpoint, dtype, rounding=rounding, packed=packed, on_progress=on_progress)
+    if packed is None:
+        cache.keep(model.packed_weights())
 
 
 def _resolve_ready(model: GPTModel, config: InferenceConfig) -> ResolvedConfig:

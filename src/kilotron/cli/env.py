@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
+from kilotron.apis.weight_cache import user_cache_folder
 from kilotron.cli.options import OUTPUT_GROUP, switch
 from kilotron.cli.output import format_bytes, format_table, print_json
 
@@ -57,7 +58,7 @@ def describe_environment() -> dict[str, Any]:
         "memory": {"total": format_bytes(memory.total), "available": format_bytes(memory.available)},
         "accelerators": dict(enumerate(describe_accelerators())) or {"none": "torch sees none"},
         "kernels": {"backends": ", ".join(backend_names())},
-        "caches": {"models": str(_hub_cache()), "kilotron": str(_own_cache())},
+        "caches": {"models": str(_hub_cache()), "kilotron": str(user_cache_folder())},
         "variables": _variables((*_VARIABLES, *DEVICE_VARIABLES)),
     }
 
@@ -79,16 +80,8 @@ def _version(package: str) -> str:
 
 
 def _hub_cache() -> Path:
-    home = os.environ.get("HF_HOME") or _cache_home() / "huggingface"
+    home = os.environ.get("HF_HOME") or user_cache_folder().parent / "huggingface"
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
-
-
-def _own_cache() -> Path:
-    return _cache_home() / "kilotron"
-
-
-def _cache_home() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
 
 
 def _variables(names: tuple[str, ...]) -> dict[str, str]:

@@ -141,6 +141,9 @@ class EngineOptions:
     quantization_group_size: Annotated[
         int | None, flag("With int4, columns that share a scale: 32, 64 or 128; by default 64.")
     ] = _DEFAULTS.quantization_group_size
+    weight_cache: Annotated[
+        str, flag("Packed weights for the next start: auto (use them), write (make them too) or off.")
+    ] = _DEFAULTS.weight_cache
     device: Annotated[str, flag("auto, cpu, or a torch device name.")] = _DEFAULTS.device
     kernels: Annotated[str, flag("Kernel backend; kilotron env lists them.")] = _DEFAULTS.kernels
     num_threads: Annotated[int | None, flag("CPU threads; by default torch's choice, 1 for the bundled model.")] = (

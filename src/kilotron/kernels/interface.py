@@ -6,8 +6,9 @@ backend chooses its own weight layout (`pack_linear`) and its own attention meta
 step, used by every layer).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -180,6 +181,23 @@ AttentionPlan: TypeAlias = Any
 KVLayer: TypeAlias = Any
 
 
+class PackedFiles(Protocol):
+    """Keeps what a backend packed in files of its own kind, to be used where it lies."""
+
+    @property
+    def layout(self) -> str:
+        """Changes whenever files written before cannot be read any more."""
+        ...
+
+    def write(self, path: Path, weights: Mapping[str, PackedLinear | PackedExperts]) -> int:
+        """Writes packed weights under their names, at once or not at all; gives the bytes. OSError where that fails."""
+        ...
+
+    def open(self, path: Path) -> dict[str, PackedLinear | PackedExperts]:
+        """All that a file holds, mapped into memory. KernelError for a damaged file, OSError for none."""
+        ...
+
+
 class KernelBackend(Protocol):
     """One device's implementation of the operations. All results have the dtype of the activations given.
 
@@ -198,6 +216,11 @@ class KernelBackend(Protocol):
 
     def free_memory_bytes(self) -> int:
         """Memory of the device that is not in use by anyone."""
+        ...
+
+    @property
+    def packed_files(self) -> PackedFiles | None:
+        """How to keep packed weights in files; None where the backend cannot."""
         ...
 
     def pack_linear(self, weight: Weight, bias: Tensor | None, activation: Activation | None = None) -> PackedLinear:

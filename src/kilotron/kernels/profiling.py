@@ -67,6 +67,11 @@ class ProfiledBackend:
         """See `KernelBackend`; this is no operation, and not on record."""
         return self._kernels.free_memory_bytes()
 
+    @property
+    def packed_files(self) -> None:
+        """None: what is packed has a name here, which files do not hold."""
+        return None
+
     def pack_linear(self, weight: Weight, bias: Tensor | None, activation: Activation | None = None) -> PackedLinear:
         """See `KernelBackend`."""
         num_out, num_in = weight.shape

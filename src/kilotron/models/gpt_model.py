@@ -6,7 +6,7 @@ Sees the tensors of one step and the kernels, never the context or the scheduler
 import torch
 from torch import Tensor
 
-from kilotron.kernels.interface import KernelBackend
+from kilotron.kernels.interface import KernelBackend, PackedExperts, PackedLinear
 from kilotron.models.inference_batch import InferenceBatch
 from kilotron.models.layers.embedding import LanguageModelEmbedding
 from kilotron.models.layers.layer import Layer
@@ -52,14 +52,24 @@ class GPTModel(Layer):
         softcap = self.config.final_logit_softcapping
         return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
-    def tie_output_layer(self, rounding: Rounding | None = None) -> None:
+    def tie_output_layer(self, rounding: Rounding | None = None, packed: PackedLinear | None = None) -> None:
         """Makes the loaded embedding table the output weight too, where the config ties them.
 
-        With `rounding` the output weight is a quantized copy; the table itself stays.
+        With `rounding` the output weight is a quantized copy; the table itself stays. `packed` is what was made of it
+        before.
         """
-        if isinstance(self.output_layer, TiedLinear):
-            table = self.embedding.word_embeddings.weight
-            self.output_layer.pack(rounding.quantize(table, table.dtype, table.device) if rounding else table)
+        if not isinstance(self.output_layer, TiedLinear):
+            return
+        if packed is not None:
+            self.output_layer.packed = packed
+            return
+        table = self.embedding.word_embeddings.weight
+        self.output_layer.pack(rounding.quantize(table, table.dtype, table.device) if rounding else table)
+
+    def packed_weights(self) -> dict[str, PackedLinear | PackedExperts]:
+        """What the kernels made of the weights, by the names of the modules that hold it."""
+        held = {name: getattr(module, "packed", None) for name, module in self.named_modules()}
+        return {name: packed for name, packed in held.items() if packed is not None}
 
     def _rotations(self, positions: Tensor) -> Rotations:
         everywhere, local = self.rotary_embedding, self.local_rotary_embedding

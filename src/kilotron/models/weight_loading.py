@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from math import prod
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,8 @@ MOST_PROBLEMS_SHOWN = 8
 TIED_ROWS_COMPARED = 16
 # Where a linear layer takes what is no parameter.
 QUANTIZED = "quantized"
-OUTPUT_WEIGHT = "output_layer.weight"
+OUTPUT_LAYER = "output_layer"
+OUTPUT_WEIGHT = f"{OUTPUT_LAYER}.weight"
 
 OnProgress = Callable[[int, int], None]
 
@@ -92,14 +93,16 @@ def load_weights(
     *,
     weight_names: WeightNames | None = None,
     rounding: Rounding | None = None,
+    packed: Mapping[str, Any] | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[str]:
     """Loads all weights in `dtype` and packs them. Can be called again to replace them.
 
     Missing and mis-shaped tensors raise BrokenCheckpointError before anything is read. `weight_names` is the
     checkpoint's naming style, that of its architecture unless given; plain matrices are quantized with `rounding` where
-    it is given; `on_progress(bytes_done, bytes_total)` is called after each parameter, with the bytes they have or
-    would have in `dtype`. Returns the names of stored tensors the model has no place for, which are logged as well.
+    it is given; modules named in `packed` take what was packed of the same checkpoint before, and theirs is not read;
+    `on_progress(bytes_done, bytes_total)` is called after each parameter, with the bytes they have or would have in
+    `dtype`. Returns the names of stored tensors the model has no place for, which are logged as well.
     """
     names = weight_names or find_architecture(checkpoint.config).weight_names
     stored = StoredWeights(checkpoint)
@@ -109,17 +112,23 @@ def load_weights(
     tied_duplicate = _check_tied_output(model, checkpoint, names)
     reader = _ParameterReader(stored, model, dtype, rounding)
     bytes_done, bytes_total = 0, sum(prod(planned.shape) for planned in plan) * dtype.itemsize
+    paths = {module: path for path, module in model.named_modules()}
+    packed = packed or {}
     for owner, planned_tensors in groupby(plan, attrgetter("owner")):
+        is_packed = paths[owner] in packed
         for planned in planned_tensors:
             bytes_done += prod(planned.shape) * dtype.itemsize
-            reader.read_into_module(planned)
+            if not is_packed:
+                reader.read_into_module(planned)
             if on_progress is not None:
                 on_progress(bytes_done, bytes_total)
-        if isinstance(owner, Linear | Experts):
+        if is_packed:
+            owner.packed = packed[paths[owner]]
+        elif isinstance(owner, Linear | Experts):
             owner.pack()
         elif owner is model.embedding.word_embeddings:
             # At once, and before all others: the table, the largest of all, is not in memory twice beside them.
-            model.tie_output_layer(rounding)
+            model.tie_output_layer(rounding, packed.get(OUTPUT_LAYER))
             checkpoint.drop_pages()
     stored.tell_losses(dtype)
     used = expected.keys() | tied_duplicate

@@ -8,12 +8,12 @@ import os
 from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kilotron.errors import KernelError
+from kilotron.kernels.cpu.packed_files import CpuExperts, CpuPackedFiles
 from kilotron.kernels.interface import (
     Activation,
     AttentionOptions,
@@ -35,13 +35,6 @@ from kilotron.kernels.reference.backend import ReferenceBackend
 ISA_VARIABLE = "KILOTRON_CPU_ISA"
 
 
-class CpuExperts(NamedTuple):
-    """Packed matrices, one of each kind for each expert."""
-
-    gate_up: Sequence[PackedLinear]
-    down: Sequence[PackedLinear]
-
-
 class CpuBackend(ReferenceBackend):
     """`KernelBackend` for x86 CPUs; see `kernels/interface.py` for what each operation means.
 
@@ -54,6 +47,11 @@ class CpuBackend(ReferenceBackend):
         self._native = _load_native()
         self._kernels = self._native.CpuKernels(_choose_isa(self._native), torch.get_num_threads())
         self.name = f"cpu ({self._kernels.isa})"
+
+    @property
+    def packed_files(self) -> CpuPackedFiles:
+        """Files of the native module's own layout, which all instruction sets share."""
+        return CpuPackedFiles(self._native)
 
     def pack_linear(self, weight: Weight, bias: Tensor | None, activation: Activation | None = None) -> PackedLinear:
         """Copies into panels; quantized weights stay quantized."""

@@ -18,6 +18,7 @@ from kilotron.kernels.interface import (
     KVLayer,
     KVShape,
     PackedExperts,
+    PackedFiles,
     PackedLinear,
     QuantizedWeight,
     Rotation,
@@ -75,6 +76,11 @@ class ReferenceBackend:
         if self.device.type == "cuda":
             return int(torch.cuda.mem_get_info(self.device)[0])
         return int(psutil.virtual_memory().available)
+
+    @property
+    def packed_files(self) -> PackedFiles | None:
+        """None: nothing is packed here."""
+        return None
 
     def pack_linear(self, weight: Weight, bias: Tensor | None, activation: Activation | None = None) -> PackedLinear:
         """Keeps what is plain as it is."""

@@ -10,11 +10,11 @@
 #include <cmath>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "arrays.hpp"
+#include "bindings.hpp"
 #include "measure.hpp"
 #include "packing.hpp"
 #include "workspace.hpp"
@@ -24,9 +24,6 @@ namespace nb = nanobind;
 namespace kilotron {
 
 namespace {
-
-constexpr int kMostThreads = 256;     // as in threads.hpp
-constexpr int64_t kLargestGroup = 1024;  // as kDecodeChunk in linear.hpp
 
 // Tiles must be asked for once per process (Linux: ARCH_REQ_XCOMP_PERM, feature 18); the system may refuse.
 bool may_use_tiles() {
@@ -72,83 +69,6 @@ const Kernels& find_kernels(const std::string& isa) {
     for (const Kernels* kernels : all_kernels())
         if (kernels->name == isa && is_supported(*kernels)) return *kernels;
     throw nb::value_error(("instruction set " + isa + " is unknown or does not run on this machine").c_str());
-}
-
-Activation activation_of(const std::optional<std::string>& name) {
-    if (!name) return Activation::none;
-    if (*name == "silu") return Activation::silu;
-    if (*name == "gelu") return Activation::gelu;
-    if (*name == "gelu_tanh") return Activation::gelu_tanh;
-    if (*name == "relu") return Activation::relu;
-    throw nb::value_error(("activation " + *name + " is unknown").c_str());
-}
-
-void check_threads(int threads) {
-    if (threads < 1 || threads > kMostThreads)
-        throw nb::value_error(("threads must be within 1 and " + std::to_string(kMostThreads)).c_str());
-}
-
-void check_gate(int64_t outputs, bool is_gated) {
-    if (is_gated && outputs % 2 != 0) refuse("weight", "an even number of outputs, half of them gates");
-}
-
-std::vector<float> bias_of(nb::handle bias, int64_t outputs) {
-    if (bias.is_none()) return {};
-    const Array array(bias, "bias", 1);
-    array.expect_kind(Kind::f32);
-    array.expect_shape(0, outputs);
-    return {array.as<float>(), array.as<float>() + outputs};
-}
-
-PackedMatrix pack_plain(nb::handle weight, nb::handle bias, const std::optional<std::string>& activation, bool is_gated,
-                        int threads) {
-    const Array array(weight, "weight", 2);
-    const PlainWeight plain{array.data, array.dtype(), array.shape[0], array.shape[1], array.strides[0]};
-    if (plain.inputs < 1) refuse("weight", "at least one input");
-    check_gate(plain.outputs, is_gated);
-    check_threads(threads);
-    const std::vector<float> biases = bias_of(bias, plain.outputs);
-    const Activation kind = activation_of(activation);
-    nb::gil_scoped_release released;
-    return PackedMatrix::pack(plain, biases.empty() ? nullptr : biases.data(), kind, is_gated, threads);
-}
-
-PackedMatrix pack_quantized(nb::handle values, nb::handle scales, nb::handle zeros, int bits, nb::handle bias,
-                            const std::optional<std::string>& activation, bool is_gated, int threads) {
-    const Array value_array(values, "values", 2), scale_array(scales, "scales", 2), zero_array(zeros, "zeros", 2);
-    const int64_t outputs = value_array.shape[0], inputs = value_array.shape[1], groups = scale_array.shape[1];
-    for (const Array* array : {&value_array, &scale_array, &zero_array}) array->expect_contiguous();
-    value_array.expect_kind(Kind::i8);
-    scale_array.expect_kind(Kind::f32);
-    scale_array.expect_shape(0, outputs);
-    zero_array.expect_kind(Kind::i8);
-    zero_array.expect_shape(0, outputs);
-    zero_array.expect_shape(1, groups);
-    if (inputs < 1) refuse("values", "at least one input");
-    if (bits != 4 && bits != 8) throw nb::value_error("bits must be 4 or 8");
-    const bool has_even_groups = groups >= 1 && inputs % groups == 0 && inputs / groups % kInputs == 0;
-    if (groups != 1 && (!has_even_groups || inputs / groups > kLargestGroup))
-        refuse("scales", "one group, or groups of a multiple of 32 and at most 1024 inputs");
-    const int8_t* zero = zero_array.as<int8_t>();
-    const int8_t largest = bits == 4 ? 16 : 0;
-    if (std::any_of(zero, zero + outputs * groups, [&](int8_t z) { return z < 0 || z > largest; }))
-        refuse("zeros", bits == 4 ? "values within 0 and 16" : "0 everywhere");
-    check_gate(outputs, is_gated);
-    check_threads(threads);
-    const std::vector<float> biases = bias_of(bias, outputs);
-    const Activation kind = activation_of(activation);
-    const QuantizedWeight weight{value_array.as<int8_t>(), scale_array.as<float>(), zero, outputs, inputs, groups, bits};
-    nb::gil_scoped_release released;
-    return PackedMatrix::pack(weight, biases.empty() ? nullptr : biases.data(), kind, is_gated, threads);
-}
-
-Format format_named(const std::string& name) {
-    if (name == "float32") return Format::f32;
-    if (name == "float16") return Format::f16;
-    if (name == "bfloat16") return Format::bf16;
-    if (name == "int8") return Format::i8;
-    if (name == "int4") return Format::i4;
-    throw nb::value_error(("format " + name + " is unknown").c_str());
 }
 
 double checked_read_bandwidth(int64_t bytes, int threads) {
@@ -571,14 +491,7 @@ NB_MODULE(_native, m) {
     m.doc() = "Kernels for CPUs. Arguments are checked here; see kernels/cpu/backend.py for what they mean.";
     m.def("supported_isas", &supported_isas);
     m.def("read_bandwidth", &checked_read_bandwidth, nb::arg("bytes"), nb::arg("threads"));
-    nb::class_<PackedMatrix>(m, "PackedMatrix")
-        .def_prop_ro("num_bytes", &PackedMatrix::bytes)
-        .def_prop_ro("outputs", [](const PackedMatrix& packed) { return packed.view().outputs; })
-        .def_prop_ro("inputs", [](const PackedMatrix& packed) { return packed.view().inputs; });
-    m.def("pack_plain", &pack_plain, nb::arg("weight"), nb::arg("bias").none(), nb::arg("activation").none(),
-          nb::arg("is_gated"), nb::arg("threads"));
-    m.def("pack_quantized", &pack_quantized, nb::arg("values"), nb::arg("scales"), nb::arg("zeros"), nb::arg("bits"),
-          nb::arg("bias").none(), nb::arg("activation").none(), nb::arg("is_gated"), nb::arg("threads"));
+    bind_packing(m);
     nb::class_<KVLayer>(m, "KVLayer")
         .def_prop_ro("heads", [](const KVLayer& layer) { return layer.view.heads; })
         .def_prop_ro("num_bytes", [](const KVLayer& layer) {

@@ -1,7 +1,11 @@
 // Brings weights into panels.
 #pragma once
-#include <vector>
+#include <array>
+#include <memory>
+#include <optional>
+#include <span>
 
+#include "mapped_file.hpp"
 #include "memory.hpp"
 #include "types.hpp"
 
@@ -23,7 +27,18 @@ struct QuantizedWeight {
     int bits;
 };
 
-// A packed matrix and the memory it lives in.
+// What a packed matrix is, apart from its numbers.
+struct PackedShape {
+    Format format;
+    Activation activation;
+    bool is_gated;
+    int64_t outputs;  // columns of the result
+    int64_t inputs;
+    int64_t num_groups;
+    bool has_bias;
+};
+
+// A packed matrix and the memory it lives in, which is its own or part of a file.
 class PackedMatrix {
   public:
     // `bias` is [outputs] in float32, or null. With a gate the first half of the outputs goes through the activation and
@@ -33,17 +48,36 @@ class PackedMatrix {
     static PackedMatrix pack(const QuantizedWeight& weight, const float* bias, Activation activation, bool is_gated,
                              int threads);
 
+    // The one that `write_to` wrote at a place of a file; nothing where the file has no room for it there.
+    static std::optional<PackedMatrix> map(std::shared_ptr<const MappedFile> file, int64_t offset,
+                                           const PackedShape& shape);
+
     const Matrix& view() const { return view_; }
-    int64_t bytes() const { return static_cast<int64_t>(panels_.size() + scales_.size() + offsets_.size()); }
+    int64_t bytes() const;
+
+    // Appends the matrix to an open file; false with errno set where the system refuses.
+    bool write_to(int file) const;
+    // How much that is.
+    int64_t stored_bytes() const;
 
   private:
-    PackedMatrix(Format format, int64_t outputs, int64_t inputs, Activation activation, bool is_gated);
+    // The parts of the matrix in memory and in a file, each rounded up to whole lines there.
+    enum Part { kPanels, kScales, kOffsets, kBias, kNumParts };
+    using PartSizes = std::array<int64_t, kNumParts>;
+
+    explicit PackedMatrix(const PackedShape& shape);
+    PartSizes part_sizes() const;
+    void allocate();
+    // Lets the view point to the parts, of which each begins where this says.
+    void look_at(const std::array<const std::byte*, kNumParts>& parts);
     // The stored output behind a lane of a panel, or -1 for padding.
     int64_t output_of(int64_t panel, int64_t lane) const;
     void set_bias(const float* bias);
 
     Matrix view_{};
-    Buffer panels_, bias_, scales_, offsets_;
+    bool has_bias_;
+    std::array<Buffer, kNumParts> buffers_;
+    std::shared_ptr<const MappedFile> file_;
 };
 
 }  // namespace kilotron

@@ -15,6 +15,9 @@
 
 namespace kilotron {
 
+// Counts up with every change of the layout of panels, since files hold them.
+constexpr int kPackedLayout = 1;
+
 constexpr int64_t kPanel = 16;    // outputs in a panel, and positions in a group of the KV cache
 constexpr int64_t kQuad = 4;      // panels computed together
 constexpr int64_t kInputs = 32;   // inputs are padded with zeros to a multiple of this: one AMX tile
