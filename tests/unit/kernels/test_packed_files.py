@@ -185,7 +185,7 @@ def test_a_missing_file_and_a_folder_are_errors_of_the_system(tmp_path: Path) ->
     (tmp_path / "empty").touch()
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     for unusable, message in (
-        (tmp_path, "directory|Invalid"),
+        (tmp_path, "device|directory|Invalid"),
         (tmp_path / "empty", "Invalid"),
         (tmp_path / "link", "links"),
     ):
