@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+import psutil
+
 from workloads.cold_start import measure_cold_start
 from workloads.definitions import (
     WORKLOADS,
@@ -57,6 +59,8 @@ class Run:
         return asdict(self)
 
 
+# Share of the memory below which systems and their caches of keys and values hardly fit beside each other.
+LEAST_MEMORY = 0.3
 # Serves the requests: figures, and what happened on the machine meanwhile.
 Turn = Callable[[list[Request]], tuple[dict[str, float], LoadMeter]]
 
@@ -118,6 +122,12 @@ class Session:
                 continue
             self.facts[system.name] = process.facts
             turns[system.name] = _warm_turn(process)
+        memory = psutil.virtual_memory()
+        if memory.available < LEAST_MEMORY * memory.total:
+            tell(
+                f"only {memory.available / 1e9:.1f} GB of memory are left for the workloads: runs may wait for "
+                "the disk; leave some out with --without, and measure them in another session"
+            )
         return turns
 
     def _cold_turn(self, system: System, logs: dict[str, TextIO]) -> Turn:
