@@ -71,6 +71,7 @@ def make_model(
             if rounding is not None:
                 _round(module, rounding)
             module.pack()
+    model.decoder.pack()
     model.tie_output_layer()
     return model
 

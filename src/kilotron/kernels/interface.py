@@ -134,6 +134,20 @@ class QuantizedWeight:
 Weight: TypeAlias = Tensor | QuantizedWeight
 
 
+class NormWeights(NamedTuple):
+    """A norm over the hidden states, and its weights."""
+
+    kind: str
+    """"RMSNorm" or "LayerNorm"."""
+    weight: Tensor
+    """[hidden]"""
+    bias: Tensor | None
+    """[hidden]; layer norms only."""
+    epsilon: float
+    weight_offset: float
+    """RMS norms only."""
+
+
 class ExpertWeights(NamedTuple):
     """The weights of one mixture-of-experts layer: E matrices each, or one tensor that holds them."""
 
@@ -195,6 +209,39 @@ class PackedFiles(Protocol):
 
     def open(self, path: Path) -> dict[str, PackedLinear | PackedExperts]:
         """All that a file holds, mapped into memory. KernelError for a damaged file, OSError for none."""
+        ...
+
+
+class DecoderLayer(NamedTuple):
+    """A whole layer: hidden + attention(norm(hidden)), then + fc2(fc1(norm(hidden)))."""
+
+    input_norm: NormWeights
+    linear_qkv: PackedLinear
+    head_norms: HeadNorms | None
+    rotation: int
+    """Which of a step's rotations."""
+    kv_layer: int
+    """Which layer of the cache."""
+    attention: AttentionOptions
+    linear_proj: PackedLinear
+    mlp_norm: NormWeights
+    linear_fc1: PackedLinear
+    """With its activation."""
+    linear_fc2: PackedLinear
+
+
+class PackedLayers(Protocol):
+    """Decoder layers, one after the other, as one operation."""
+
+    def run(
+        self,
+        hidden: Tensor,
+        rotations: tuple[Rotation | None, ...],
+        kv_layers: list[KVLayer],
+        kv_slots: Tensor,
+        plan: AttentionPlan,
+    ) -> Tensor:
+        """[T, hidden] -> [T, hidden]: the bits that the layers' operations give when they are called one by one."""
         ...
 
 
@@ -267,6 +314,13 @@ class KernelBackend(Protocol):
 
     def paged_attention(self, query: Tensor, kv: KVLayer, plan: AttentionPlan, options: AttentionOptions) -> Tensor:
         """Causal attention of each row's new tokens over its cached and new ones. [T, H, D] -> [T, H, D]"""
+        ...
+
+    def pack_layers(self, layers: Sequence[DecoderLayer]) -> PackedLayers | None:
+        """Makes one operation of several layers; None where their operations are to be called one by one.
+
+        Shares the packed matrices; norm weights may be copied.
+        """
         ...
 
     def pack_experts(self, weights: ExpertWeights, kind: str) -> PackedExperts:

@@ -10,12 +10,14 @@ from kilotron.kernels.interface import (
     AttentionOptions,
     AttentionPlan,
     AttentionRows,
+    DecoderLayer,
     ExpertWeights,
     HeadNorms,
     KernelBackend,
     KVLayer,
     KVShape,
     PackedExperts,
+    PackedLayers,
     PackedLinear,
     Rotation,
     TemperedRows,
@@ -123,6 +125,10 @@ class ProfiledBackend:
         """See `KernelBackend`."""
         name = f"paged_attention {_sizes(query.shape[1:])}{'' if options.window is None else f' in {options.window}'}"
         return self._run(name, {"rows": query.shape[0]}, self._kernels.paged_attention, query, kv, plan, options)
+
+    def pack_layers(self, layers: Sequence[DecoderLayer]) -> PackedLayers | None:
+        """None: operations inside of layers are to be on record."""
+        return None
 
     def pack_experts(self, weights: ExpertWeights, kind: str) -> PackedExperts:
         """See `KernelBackend`."""

@@ -111,6 +111,7 @@ def load_weights(
     _check_tensors(expected, checkpoint)
     tied_duplicate = _check_tied_output(model, checkpoint, names)
     reader = _ParameterReader(stored, model, dtype, rounding)
+    model.decoder.unpack()
     bytes_done, bytes_total = 0, sum(prod(planned.shape) for planned in plan) * dtype.itemsize
     paths = {module: path for path, module in model.named_modules()}
     packed = packed or {}
@@ -130,6 +131,7 @@ def load_weights(
             # At once, and before all others: the table, the largest of all, is not in memory twice beside them.
             model.tie_output_layer(rounding, packed.get(OUTPUT_LAYER))
             checkpoint.drop_pages()
+    model.decoder.pack()
     stored.tell_losses(dtype)
     used = expected.keys() | tied_duplicate
     unused = (name for name in checkpoint.tensors if name not in used and not stored.is_companion(name, used))

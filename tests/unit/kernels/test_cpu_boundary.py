@@ -10,6 +10,7 @@ import torch
 
 from kilotron.errors import KernelError
 from kilotron.kernels.cpu.backend import ISA_VARIABLE, CpuBackend
+from kilotron.kernels.interface import AttentionOptions, DecoderLayer, HeadNorms, NormWeights
 from kilotron.kernels.reference.backend import ReferenceBackend
 from kilotron.kernels.registry import choose_backend
 from unit.kernels.cpu_backends import make_cpu, native, needs_native
@@ -74,6 +75,13 @@ def good_arguments() -> dict[str, dict[str, Any]]:
             "query": torch.ones(TOKENS, HEADS, CHANNELS), "kv": kv, "rows": rows(), "scale": 1.0, "window": 0,
             "softcap": 0.0, "result": torch.empty(TOKENS, HEADS, CHANNELS),
         },
+        "DecoderLayers": {"layers": [layer()]},
+        "run_layers": {
+            "hidden": torch.ones(TOKENS, SIZE), "layers": native.DecoderLayers([layer()]),
+            "rotations": ((torch.ones(TOKENS, 4), torch.ones(TOKENS, 4)), None), "kv_layers": [kv],
+            "slots": torch.arange(BLOCK_SIZE, BLOCK_SIZE + TOKENS), "rows": rows(),
+            "result": torch.empty(TOKENS, SIZE),
+        },
         "mix_experts": {
             "x": torch.ones(TOKENS, SIZE), "gate_up": pair[0], "down": pair[1],
             "expert_ids": torch.zeros(TOKENS, 2, dtype=I64), "expert_weights": torch.ones(TOKENS, 2),
@@ -82,8 +90,23 @@ def good_arguments() -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
-def pack(outputs: int = OUT, dtype: torch.dtype = torch.float32) -> Any:
-    return native.pack_plain(torch.ones(outputs, SIZE, dtype=dtype), None, None, False, 1)
+def pack(outputs: int = OUT, dtype: torch.dtype = torch.float32, inputs: int = SIZE) -> Any:
+    return native.pack_plain(torch.ones(outputs, inputs, dtype=dtype), None, None, False, 1)
+
+
+def norm(weight: Any = None, kind: str = "RMSNorm", bias: Any = None) -> NormWeights:
+    return NormWeights(kind, torch.ones(SIZE) if weight is None else weight, bias, 1e-6, 0.0)
+
+
+def layer(**changes: Any) -> DecoderLayer:
+    """One that fits the cache, with changes."""
+    queries = HEADS * CHANNELS
+    return DecoderLayer(
+        input_norm=norm(), linear_qkv=pack(queries + 2 * GROUPS * CHANNELS),
+        head_norms=HeadNorms(torch.ones(CHANNELS), torch.ones(CHANNELS), 1e-6, 0.0), rotation=0, kv_layer=0,
+        attention=AttentionOptions(scale=1.0), linear_proj=pack(SIZE, inputs=queries), mlp_norm=norm(),
+        linear_fc1=pack(OUT), linear_fc2=pack(SIZE, inputs=OUT),
+    )._replace(**changes)  # fmt: skip
 
 
 def allocate(dtype: str = "float32") -> Any:
@@ -208,6 +231,89 @@ SCALARS: list[tuple[str, dict[str, Any], str]] = [
 def test_a_value_that_does_not_fit_is_refused(operation: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         call(operation, changes)
+
+
+LAYERS: list[tuple[Callable[[], dict[str, Any]], str]] = [
+    (lambda: {"linear_qkv": None}, "linear_qkv: expected a packed matrix"),
+    (lambda: {"linear_fc1": torch.ones(OUT, SIZE)}, "linear_fc1: expected a packed matrix"),
+    (lambda: {"linear_fc1": pack(OUT, torch.bfloat16)}, "linear_fc1: expected the dtype of the norms"),
+    (lambda: {"linear_qkv": pack(64, inputs=SIZE + 1)}, "layers: expected matrices that fit each other"),
+    (lambda: {"linear_proj": pack(SIZE + 1, inputs=32)}, "layers: expected matrices that fit each other"),
+    (lambda: {"linear_fc1": pack(OUT + 1)}, "layers: expected matrices that fit each other"),
+    (lambda: {"linear_fc1": pack(OUT, inputs=SIZE + 1)}, "layers: expected matrices that fit each other"),
+    (lambda: {"linear_fc2": pack(SIZE + 1, inputs=OUT)}, "layers: expected matrices that fit each other"),
+    (lambda: {"input_norm": norm(torch.ones(SIZE, dtype=torch.int64))}, "input_norm: expected float32, float16"),
+    (lambda: {"input_norm": norm(torch.ones(0))}, "input_norm: expected at least one"),
+    (lambda: {"mlp_norm": norm(torch.ones(SIZE).half())}, "mlp_norm: expected float32, found float16"),
+    (lambda: {"mlp_norm": norm(torch.ones(SIZE + 1))}, "mlp_norm: expected as many numbers"),
+    (lambda: {"mlp_norm": norm(bias=torch.ones(SIZE - 1), kind="LayerNorm")}, "mlp_norm: expected as many numbers"),
+    (lambda: {"mlp_norm": norm(kind="L2Norm")}, "mlp_norm: expected RMSNorm or LayerNorm"),
+    (lambda: {"head_norms": HeadNorms(torch.ones(8), torch.ones(8).half(), 0.0, 0.0)}, "head_norms: expected float32"),
+    (lambda: {"attention": AttentionOptions(scale=1.0, window=-1)}, "window: expected a number that is not"),
+    (lambda: {"kv_layer": -1}, "kv_layer: expected a number that is not negative"),
+    (lambda: {"rotation": -1}, "rotation: expected a number that is not negative"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "message"), LAYERS)
+def test_a_layer_that_does_not_fit_itself_is_refused(changes: Callable[[], dict[str, Any]], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        native.DecoderLayers([layer(), layer(**changes())] if "input_norm" not in changes() else [layer(**changes())])
+
+
+def test_layers_must_be_there() -> None:
+    with pytest.raises(TypeError, match="layers: expected at least one"):
+        native.DecoderLayers([])
+    with pytest.raises(AttributeError, match="input_norm"):
+        native.DecoderLayers(["layer"])
+    with pytest.raises(TypeError, match="not iterable"):
+        native.DecoderLayers(1)
+
+
+def wide_rotation(tokens: int = TOKENS, columns: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.ones(tokens, columns), torch.ones(tokens, columns)
+
+
+STEPS: list[tuple[Callable[[], dict[str, Any]], str]] = [
+    (lambda: {"slots": torch.tensor([16, 17, NUM_BLOCKS * BLOCK_SIZE])}, "slots: expected places"),
+    (lambda: {"slots": torch.tensor([15, 16, 17])}, "slots: expected places .* the null block"),
+    (lambda: {"slots": torch.tensor([-1, 16, 17])}, "slots: expected places"),
+    (lambda: {"rows": rows(new=TOKENS + 1)}, "hidden: expected size 4 of axis 0"),
+    (lambda: {"rows": rows(block=NUM_BLOCKS)}, "rows: expected blocks of this cache"),
+    (lambda: {"rows": rows(block_size=8)}, "rows: expected blocks of this cache"),
+    (lambda: {"rows": None}, "incompatible function arguments"),
+    (lambda: {"kv_layers": []}, "kv_layers: expected one for each layer"),
+    (lambda: {"kv_layers": [None]}, "incompatible function arguments"),
+    (lambda: {"kv_layers": allocate("bfloat16")}, "queries, keys and values: expected the dtype of the cache"),
+    (lambda: {"kv_layers": native.allocate_kv(1, 5, 16, 3, 8, "float32")}, "kv_layers: expected heads that fit the"),
+    (lambda: {"kv_layers": native.allocate_kv(1, 5, 16, 2, 16, "float32")}, "kv_layers: expected heads that fit the"),
+    (lambda: {"kv_layers": native.allocate_kv(1, 5, 16, 1, 16, "float32")}, "kv_layers: expected heads .* their norms"),
+    (lambda: {"rotations": ()}, "rotations: expected one for each layer"),
+    (lambda: {"rotations": [None]}, "incompatible function arguments"),
+    (lambda: {"rotations": (torch.ones(2, TOKENS, 4),)}, "rotations: expected pairs"),
+    (lambda: {"rotations": (wide_rotation(columns=5),)}, "cos: expected at most half"),
+    (lambda: {"rotations": (wide_rotation(TOKENS + 1),)}, "cos: expected size"),
+    (lambda: {"rotations": ((wide_rotation()[0], None),)}, "sin: expected an array"),
+    (lambda: {"rotations": ((wide_rotation()[0], wide_rotation(columns=3)[0]),)}, "sin: expected size"),
+    (lambda: {"rotations": ((wide_rotation()[0].half(), wide_rotation()[1]),)}, "cos: expected float32"),
+    (lambda: {"layers": native.DecoderLayers([layer(), layer(kv_layer=1)])}, "kv_layers: expected one for each"),
+    (lambda: {"layers": native.DecoderLayers([layer(), layer(rotation=2)])}, "rotations: expected one for each"),
+    (lambda: {"layers": None}, "incompatible function arguments"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "message"), STEPS)
+def test_a_step_that_does_not_fit_the_layers_is_refused(changes: Callable[[], dict[str, Any]], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        call("run_layers", changes())
+
+
+def test_rows_of_hidden_states_may_lie_apart() -> None:
+    hidden, results = torch.randn(TOKENS, SIZE), [torch.empty(TOKENS, SIZE) for _ in range(2)]
+    apart = torch.cat((hidden, hidden), -1)[:, :SIZE]
+    for x, result in zip((hidden, apart), results, strict=True):
+        call("run_layers", {"hidden": x, "result": result})
+    assert torch.equal(*results)
 
 
 def test_rows_of_another_cache_are_refused() -> None:

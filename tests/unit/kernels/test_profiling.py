@@ -13,7 +13,7 @@ from kilotron.kernels.profiling import NamedWeights, ProfiledBackend
 from kilotron.kernels.reference.backend import ReferenceBackend
 from kilotron.trace import Trace
 
-NOT_OPERATIONS = {"free_memory_bytes"}
+NOT_OPERATIONS = {"free_memory_bytes", "pack_layers"}
 OPERATIONS = sorted(name for name, member in vars(KernelBackend).items() if isfunction(member) and name[0] != "_")
 X = torch.ones(3, 4)
 HEADS = torch.ones(3, 2, 8)

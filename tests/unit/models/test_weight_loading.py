@@ -13,6 +13,7 @@ from kilotron.kernels.reference.backend import ReferenceBackend
 from kilotron.models.gpt_model import GPTModel
 from kilotron.models.registry import read_transformer_config
 from kilotron.models.weight_loading import load_weights
+from unit.kernels.cpu_backends import make_cpu, needs_native
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -171,6 +172,23 @@ def test_weights_can_be_replaced_by_loading_again() -> None:
     load_weights(model, MemoryCheckpoint(LLAMA, llama_data()), torch.float32)
     load_weights(model, MemoryCheckpoint(LLAMA, second), torch.float32)
     assert torch.equal(model.output_layer.packed.weight, second["lm_head.weight"])
+
+
+@needs_native
+def test_layers_are_one_call_after_loading_and_never_hold_weights_of_an_earlier_load() -> None:
+    model = GPTModel(read_transformer_config(LLAMA), make_cpu())
+    alone = list(model.decoder.layers)
+    assert model.decoder.parts == alone
+    load_weights(model, MemoryCheckpoint(LLAMA, llama_data()), torch.float32)
+    (first,) = model.decoder.parts
+    load_weights(model, MemoryCheckpoint(LLAMA, llama_data()), torch.float32)
+    (second,) = model.decoder.parts
+    assert first is not second
+    broken = MemoryCheckpoint(LLAMA, llama_data())
+    del broken.data["model.norm.weight"]
+    with pytest.raises(KeyError):
+        load_weights(model, broken, torch.float32)
+    assert model.decoder.parts == alone
 
 
 def test_grouped_rows_are_regrouped_to_queries_keys_values() -> None:

@@ -13,12 +13,14 @@ from kilotron.kernels.interface import (
     Activation,
     AttentionOptions,
     AttentionRows,
+    DecoderLayer,
     ExpertWeights,
     HeadNorms,
     KVLayer,
     KVShape,
     PackedExperts,
     PackedFiles,
+    PackedLayers,
     PackedLinear,
     QuantizedWeight,
     Rotation,
@@ -170,6 +172,10 @@ class ReferenceBackend:
     def paged_attention(self, query: Tensor, kv: KVLayer, plan: ReferencePlan, options: AttentionOptions) -> Tensor:
         """[T, H, D] -> [T, H, D]"""
         return attention.paged_attention(query, kv, plan, options)
+
+    def pack_layers(self, layers: Sequence[DecoderLayer]) -> PackedLayers | None:
+        """None: there is nothing to gain in plain torch."""
+        return None
 
     def pack_experts(self, weights: ExpertWeights, kind: str) -> PackedExperts:
         """Keeps what is plain as it is."""

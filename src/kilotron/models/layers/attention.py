@@ -37,23 +37,25 @@ class SelfAttention(Layer):
             self.q_layernorm = make_norm(config, kernels, self.head_size if self.norms_each_head else query_size)
             self.k_layernorm = make_norm(config, kernels, self.head_size if self.norms_each_head else kv_size)
         self.norms_in_kernel = self.norms_each_head and config.normalization == "RMSNorm"
+        self.norms_outside_kernel = config.qk_layernorm != "none" and not self.norms_in_kernel
 
     def forward(
         self, hidden: Tensor, batch: InferenceBatch, rotation: Rotation | None, residual: Tensor | None = None
     ) -> Tensor:
         """[T, hidden] -> [T, hidden]; writes the new keys and values into the cache; `residual` is added."""
-        projected, norms = self.linear_qkv(hidden), None
-        if self.norms_in_kernel:
-            norms = self._head_norms()
-        elif self.q_layernorm is not None:
+        projected = self.linear_qkv(hidden)
+        if self.norms_outside_kernel:
             projected = self._normed(projected)
         heads = projected.view(len(hidden), -1, self.head_size)
         kv = batch.kv_layers[self.layer]
-        query = self.kernels.rotate_and_append(heads, norms, rotation, kv, batch.kv_slots)
+        query = self.kernels.rotate_and_append(heads, self.head_norms(), rotation, kv, batch.kv_slots)
         context = self.kernels.paged_attention(query, kv, batch.attention, self.options)
         return self.linear_proj(context.reshape(len(hidden), -1), residual)
 
-    def _head_norms(self) -> HeadNorms:
+    def head_norms(self) -> HeadNorms | None:
+        """What the kernels do to each query and key before they rotate it."""
+        if not self.norms_in_kernel:
+            return None
         query, key = self.q_layernorm, self.k_layernorm
         return HeadNorms(query.weight, key.weight, query.epsilon, query.weight_offset)
 

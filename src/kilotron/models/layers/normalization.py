@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from kilotron.kernels.interface import KernelBackend
+from kilotron.kernels.interface import KernelBackend, NormWeights
 from kilotron.models.layers.layer import Layer
 from kilotron.models.layers.linear import empty_parameter
 from kilotron.models.transformer_config import TransformerConfig
@@ -22,6 +22,10 @@ class RMSNorm(Layer):
         """Over the last axis; any shape."""
         return self.kernels.rms_norm(x, self.weight, self.epsilon, self.weight_offset)
 
+    def describe(self) -> NormWeights:
+        """Itself as a plain value."""
+        return NormWeights("RMSNorm", self.weight, None, self.epsilon, self.weight_offset)
+
 
 class LayerNorm(Layer):
     """(x - mean) / deviation * weight + bias."""
@@ -36,6 +40,10 @@ class LayerNorm(Layer):
     def forward(self, x: Tensor) -> Tensor:
         """Over the last axis; any shape."""
         return self.kernels.layer_norm(x, self.weight, self.bias, self.epsilon)
+
+    def describe(self) -> NormWeights:
+        """Itself as a plain value."""
+        return NormWeights("LayerNorm", self.weight, self.bias, self.epsilon, 0.0)
 
 
 def make_norm(config: TransformerConfig, kernels: KernelBackend, size: int | None = None) -> RMSNorm | LayerNorm:

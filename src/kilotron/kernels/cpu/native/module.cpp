@@ -8,13 +8,15 @@
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "arrays.hpp"
 #include "bindings.hpp"
+#include "cache.hpp"
+#include "layers.hpp"
 #include "measure.hpp"
 #include "packing.hpp"
 #include "workspace.hpp"
@@ -78,82 +80,6 @@ double checked_read_bandwidth(int64_t bytes, int threads) {
     return read_bandwidth(bytes, threads);
 }
 
-// One layer of a cache; all layers share its memory, which goes when the last of them does.
-struct KVLayer {
-    std::shared_ptr<Buffer> memory;
-    KVLayerView view;
-};
-
-std::vector<KVLayer> allocate_kv(int64_t num_layers, int64_t num_blocks, int64_t block_size, int64_t heads,
-                                 int64_t channels, const std::string& dtype) {
-    if (num_layers < 1 || num_blocks < 1 || block_size < 1 || heads < 1 || channels < 1 || channels > kMostChannels)
-        throw nb::value_error("the sizes of a KV cache must be positive, and channels at most 1024");
-    const std::pair<const char*, Format> formats[] = {
-        {"float32", Format::f32}, {"float16", Format::f16}, {"bfloat16", Format::bf16}, {"int8", Format::i8}};
-    const auto* format = std::find_if(std::begin(formats), std::end(formats), [&](auto f) { return dtype == f.first; });
-    if (format == std::end(formats))
-        throw nb::value_error(("dtype " + dtype + " of a KV cache is none of float32, float16, bfloat16, int8").c_str());
-    const double wanted = 8.0 * kMostChannels * num_layers * num_blocks * heads * (block_size + 1.0 * kPanel);
-    if (wanted > static_cast<double>(INT64_MAX)) throw nb::value_error("a KV cache of these sizes is too large");
-    KVLayerView view{nullptr, format->second, num_blocks, block_size, heads, channels};
-    const int64_t layer_bytes = view.block_bytes() * num_blocks;
-    auto memory = std::make_shared<Buffer>(num_layers * layer_bytes);
-    std::vector<KVLayer> layers;
-    for (int64_t layer = 0; layer < num_layers; layer++) {
-        view.data = memory->data() + layer * layer_bytes;
-        layers.push_back({memory, view});
-    }
-    return layers;
-}
-
-// The rows of one step: sizes and block tables, held for all layers.
-class StepRows {
-  public:
-    StepRows(nb::handle num_computed, nb::handle num_new, nb::handle block_table, int64_t block_size) {
-        const Array computed(num_computed, "num_computed", 1), fresh(num_new, "num_new", 1);
-        const Array table(block_table, "block_table", 2);
-        const int64_t count = computed.shape[0];
-        computed.expect_kind(Kind::i64);
-        fresh.expect_kind(Kind::i64);
-        fresh.expect_shape(0, count);
-        table.expect_kind(Kind::i64);
-        table.expect_shape(0, count);
-        if (block_size < 1 || block_size > INT32_MAX) throw nb::value_error("block_size must be positive and below 2^31");
-        block_size_ = block_size;
-        const int64_t most = table.shape[1] * block_size;
-        blocks_.resize(count * table.shape[1]);
-        for (int64_t row = 0; row < count; row++) {
-            const int64_t old = computed.as<int64_t>()[row], added = fresh.as<int64_t>()[row];
-            if (old < 0 || added < 1 || added > most || old > most - added)
-                refuse("num_new", "positive sizes that fit the block table");
-            int32_t* blocks = blocks_.data() + row * table.shape[1];
-            for (int64_t b = 0; b < table.shape[1]; b++) {
-                const int64_t block = table.as<int64_t>()[row * table.strides[0] + b];
-                if (block < 0 || block > INT32_MAX) refuse("block_table", "block ids");
-                blocks[b] = static_cast<int32_t>(block);
-                last_block_ = std::max(last_block_, block);
-            }
-            rows_.push_back({num_tokens_, old, added, blocks, table.shape[1]});
-            num_tokens_ += added;
-        }
-    }
-    StepRows(const StepRows&) = delete;
-    StepRows& operator=(const StepRows&) = delete;
-
-    void check_against(const KVLayerView& kv) const {
-        if (last_block_ >= kv.num_blocks || block_size_ != kv.block_size)
-            refuse("rows", "blocks of this cache (" + std::to_string(kv.num_blocks) + " of " +
-                               std::to_string(kv.block_size) + " tokens)");
-    }
-    const std::vector<AttentionRow>& rows() const { return rows_; }
-    int64_t num_tokens() const { return num_tokens_; }
-
-  private:
-    std::vector<int32_t> blocks_;
-    std::vector<AttentionRow> rows_;
-    int64_t num_tokens_ = 0, last_block_ = 0, block_size_ = 0;
-};
-
 // The operations, on one instruction set. One call at a time: they share the memory between calls.
 class CpuKernels {
   public:
@@ -201,13 +127,14 @@ class CpuKernels {
     void rotate_and_append(nb::handle heads, nb::handle query_weight, nb::handle key_weight, float epsilon,
                            float weight_offset, nb::handle cosines, nb::handle sines, const KVLayer& kv,
                            nb::handle slots, nb::handle result) {
-        const Array all(heads, "heads", 3), slot_array(slots, "slots", 1), output(result, "result", 3);
+        const Array all(heads, "heads", 3), output(result, "result", 3);
         const int64_t tokens = all.shape[0], channels = kv.view.channels;
         const int64_t query_heads = all.shape[1] - 2 * kv.view.heads;
         if (query_heads < 1) refuse("heads", "queries, keys and values");
         AppendCall call{};
         call.kv = kv.view;
-        call.dtype = dtype_for(kv.view, all);
+        call.dtype = all.dtype();
+        kv.check_dtype(call.dtype);
         const Heads first = heads_of(all, call.dtype, tokens, all.shape[1], channels);
         const int64_t head_bytes = first.head_stride * item_bytes(call.dtype);
         const auto heads_from = [&](int64_t number, int64_t count) {
@@ -225,27 +152,16 @@ class CpuKernels {
         call.epsilon = epsilon;
         call.weight_offset = weight_offset;
         if (!cosines.is_none()) {
-            const Array cosine(cosines, "cos", 2), sine(sines, "sin", 2);
-            for (const Array* array : {&cosine, &sine}) {
-                array->expect_kind(Kind::f32);
-                array->expect_contiguous();
-                array->expect_shape(0, tokens);
-                array->expect_shape(1, cosine.shape[1]);
-            }
-            if (2 * cosine.shape[1] > channels) refuse("cos", "at most half as many columns as channels");
-            call.cosines = cosine.as<float>();
-            call.sines = sine.as<float>();
-            call.half_rotated = cosine.shape[1];
+            const RotationView rotation(cosines, sines, tokens);
+            rotation.check_against(kv.view);
+            call.cosines = rotation.cosines;
+            call.sines = rotation.sines;
+            call.half_rotated = rotation.half_rotated;
         }
-        slot_array.expect_kind(Kind::i64);
-        slot_array.expect_contiguous();
-        slot_array.expect_shape(0, tokens);
-        call.slots = slot_array.as<int64_t>();
+        const Slots places(slots, tokens);
+        places.check_against(kv.view);
+        call.slots = places.data();
         call.tokens = tokens;
-        const int64_t least = kv.view.block_size, most = kv.view.num_blocks * least;
-        if (std::any_of(call.slots, call.slots + tokens, [&](int64_t slot) { return slot < least || slot >= most; }))
-            refuse("slots", "places in this cache behind the null block (" + std::to_string(least) + " to " +
-                                std::to_string(most - 1) + ")");
         run([&] { kernels_.rotate_and_append(call, workspace_, threads_); });
     }
 
@@ -253,7 +169,8 @@ class CpuKernels {
                          float softcap, nb::handle result) {
         const Array queries(query, "query", 3), output(result, "result", 3);
         const int64_t heads = queries.shape[1];
-        const DType dtype = dtype_for(kv.view, queries);
+        const DType dtype = queries.dtype();
+        kv.check_dtype(dtype);
         rows.check_against(kv.view);
         for (const Array* array : {&queries, &output}) {
             heads_of(*array, dtype, rows.num_tokens(), heads, kv.view.channels);
@@ -265,6 +182,12 @@ class CpuKernels {
                                  queries.data, output.data,        heads,
                                  scale,       softcap,            window};
         run([&] { kernels_.attention(call, workspace_, threads_); });
+    }
+
+    void run_layers(nb::handle hidden, const DecoderLayers& layers, nb::tuple rotations,
+                    std::vector<KVLayer> kv_layers, nb::handle slots, const StepRows& rows, nb::handle result) {
+        const LayersCall call = layers.check(hidden, rotations, std::move(kv_layers), slots, rows, result);
+        run([&] { layers.run(call, kernels_, workspace_, threads_); });
     }
 
     void mix_experts(nb::handle x, const std::vector<const PackedMatrix*>& gate_up,
@@ -410,8 +333,7 @@ class CpuKernels {
     }
 
     static void check_compatible(const Matrix& matrix, DType dtype) {
-        const bool is_quantized = matrix.format == Format::i8 || matrix.format == Format::i4;
-        if (!is_quantized && matrix.format != format_of(dtype)) refuse("x", "the dtype of the packed weight");
+        if (!matrix.takes(dtype)) refuse("x", "the dtype of the packed weight");
     }
 
     static std::vector<Matrix> views_of(const std::vector<const PackedMatrix*>& packed, DType dtype) {
@@ -426,13 +348,6 @@ class CpuKernels {
             views.push_back(view);
         }
         return views;
-    }
-
-    // The dtype of activations that go into a cache, or come out of it.
-    static DType dtype_for(const KVLayerView& kv, const Array& array) {
-        const DType dtype = array.dtype();
-        if (kv.format != Format::i8 && kv.format != format_of(dtype)) refuse("queries, keys and values", "the dtype of the cache");
-        return dtype;
     }
 
     static Heads heads_of(const Array& array, DType dtype, int64_t tokens, int64_t heads, int64_t channels) {
@@ -502,6 +417,7 @@ NB_MODULE(_native, m) {
     nb::class_<StepRows>(m, "StepRows")
         .def(nb::init<nb::handle, nb::handle, nb::handle, int64_t>(), nb::arg("num_computed"), nb::arg("num_new"),
              nb::arg("block_table"), nb::arg("block_size"));
+    nb::class_<DecoderLayers>(m, "DecoderLayers").def(nb::init<nb::handle>(), nb::arg("layers"));
     nb::class_<CpuKernels>(m, "CpuKernels")
         .def(nb::init<const std::string&, int>(), nb::arg("isa"), nb::arg("threads"))
         .def_prop_ro("isa", &CpuKernels::isa)
@@ -514,6 +430,7 @@ NB_MODULE(_native, m) {
         .def("rotate_and_append", &CpuKernels::rotate_and_append, nb::arg("heads"), nb::arg("query_weight").none(),
              nb::arg("key_weight").none(), nb::arg("epsilon"), nb::arg("weight_offset"), nb::arg("cosines").none(), nb::arg("sines").none(), nb::arg("kv"), nb::arg("slots"), nb::arg("result"))
         .def("paged_attention", &CpuKernels::paged_attention)
+        .def("run_layers", &CpuKernels::run_layers)
         .def("mix_experts", &CpuKernels::mix_experts)
         .def("max_of_rows", &CpuKernels::max_of_rows)
         .def("weigh", &CpuKernels::weigh)

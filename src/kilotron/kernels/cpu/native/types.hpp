@@ -63,6 +63,11 @@ struct Matrix {
     const uint8_t* offsets; // i4: 16 - zero, the same shape
     int64_t group_size;     // inputs that share a scale; padded_inputs when all do
     int64_t num_groups;
+
+    // Whether activations of this dtype can be multiplied with it.
+    KILOTRON_INLINE bool takes(DType dtype) const {
+        return format == Format::i8 || format == Format::i4 || format == format_of(dtype);
+    }
 };
 
 // result = activation(x @ matrix + bias) + residual, all row-major with strides in elements.
