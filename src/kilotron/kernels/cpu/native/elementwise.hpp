@@ -218,20 +218,6 @@ static void write_value(const typename Layout::Item* value, int64_t channels, in
     }
 }
 
-// Asks for the lines that the first of the appended keys and values of a head will change; those of a group that is
-// cleared need not be read.
-static void prefetch_run(const KVLayerView& kv, int64_t slot, int64_t head) {
-    const int64_t offset = slot % kv.block_size, span = kv.value_span();
-    const std::byte* keys = kv.keys(slot / kv.block_size, head, offset / kPanel);
-    const std::byte* values = kv.values(slot / kv.block_size, head, offset / kPanel);
-    if (offset % kPanel != 0)
-        for (int64_t line = 0; line < kv.group_bytes(); line += 64) __builtin_prefetch(keys + line, 1);
-    if (offset % span == 0) return;
-    const int64_t block_bytes = panel_bytes(kv.format, span), blocks = kv.padded_channels() / kPanel;
-    for (int64_t block = 0; block < blocks; block++)
-        __builtin_prefetch(values + block * block_bytes + offset % span * (block_bytes / span), 1);
-}
-
 // Writes keys and values of tokens whose slots follow each other within one span. Who writes the first position of a
 // group of keys or a span of values clears it, so that what an earlier owner left (a NaN, say) never meets a position
 // that is still masked.
@@ -244,8 +230,6 @@ static void append_run(const AppendCall& call, int64_t token, int64_t count, int
     const int64_t span = kv.value_span();
     std::byte* values = kv.values(block, head, first / kPanel);
     if (first % span == 0) std::memset(values, 0, span / kPanel * kv.group_bytes());
-    // Keys scatter over all lines of their group, so these are asked for one head ahead.
-    if (head + 1 < kv.heads) prefetch_run(kv, slot, head + 1);
     Item rows[kPanel * kMostChannels];
     Item value[kMostChannels];
     typename Type::Item key[kMostChannels];
@@ -295,7 +279,6 @@ static void run_rotate_and_append(const AppendCall& call, Workspace& workspace, 
         for (int64_t run; (run = runs.take(thread)) >= 0;)
             with_type(call.dtype, [&](auto type) {
                 using Type = decltype(type);
-                prefetch_run(call.kv, call.slots[starts[run]], 0);
                 for (int64_t token = starts[run]; token < starts[run + 1]; token++)
                     for (int64_t head = 0; head < query_heads; head++)
                         prepare_head<Type>(call, token, head_of<Type>(call.query, token, head), call.query_weight,
