@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kilotron.errors import KilotronError
     from kilotron.inference_request import InferenceRequest, Status
     from kilotron.sampling_params import CommonInferenceParams, SamplingParams
-    from kilotron.text_generation_controllers.generation_progress import StreamItem
+    from kilotron.text_generation_controllers.stream_item import StreamItem
 
 _HOMES = {
     "AbstractEngine": "kilotron.engines.abstract_engine",
@@ -30,7 +30,7 @@ _HOMES = {
     "MegatronLLM": "kilotron.apis.llm",
     "SamplingParams": "kilotron.sampling_params",
     "Status": "kilotron.inference_request",
-    "StreamItem": "kilotron.text_generation_controllers.generation_progress",
+    "StreamItem": "kilotron.text_generation_controllers.stream_item",
 }
 
 __version__ = "0.1.0"

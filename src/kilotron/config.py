@@ -1,10 +1,10 @@
-"""InferenceConfig: every option of the engine, and `resolve`, which turns "auto" into facts and says why.
+"""InferenceConfig and ServeConfig: every option of engine and server; `resolve` turns "auto" into facts and says why.
 
 Knows the model and the machine only as the numbers in `ModelFacts` and `MachineFacts`.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, Self
 
@@ -135,6 +135,98 @@ class InferenceConfig:
                 hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
                 raise ConfigError(f"unknown option {name!r}; {hint}")
         return cls(**options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Options of a server. Those of the engines behind it are an `InferenceConfig`.
+
+    Raises:
+        ConfigError: an option is out of range; the message names option, value and range.
+    """
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Anything but a loopback address needs an API key."""
+    port: int = 8000
+    """0 takes a free one."""
+    served_model_name: str | None = None
+    """The model's name in requests and answers; None takes the checkpoint's folder name or hub id."""
+    frontend_replicas: int = 1
+    """HTTP processes that share the port."""
+    data_parallel_size: int = 1
+    """Engine replicas."""
+    api_key_file: str | None = None
+    """File of mode 0600 with one API key per line; KILOTRON_API_KEY in the environment is another way."""
+    admin_key_file: str | None = None
+    """The same for the key of the admin routes; or KILOTRON_ADMIN_KEY."""
+    allow_public_without_key: bool = False
+    """Listen on a public address although anybody may then use the server."""
+    allowed_hosts: Sequence[str] = ()
+    """Names by which browsers may call a server on a loopback address, besides localhost."""
+    allowed_origins: Sequence[str] = ()
+    """Web pages (scheme://host:port) whose scripts may call the server."""
+    tls_cert_file: str | None = None
+    tls_key_file: str | None = None
+    drain_timeout_s: float = 30.0
+    """Seconds that running requests get to finish after SIGTERM."""
+    request_timeout_s: float = 600.0
+    """Seconds after which a request is cancelled, unless it asks for less itself."""
+    max_queued_requests: int = 256
+    """Requests that may wait for an engine; more are refused at once."""
+    max_queued_tokens: int | None = None
+    """Prompt tokens that may wait for an engine; None: eight times what the KV caches hold."""
+    max_concurrent_per_key: int = 64
+    """Requests that one API key may have under way, where there are keys."""
+    routing: str = "longest_prefix"
+    """Which replica gets a request: longest_prefix, least_load or round_robin."""
+    routing_alpha: float = 0.5
+    """With longest_prefix: weight of the cached share against that of the load, in [0, 1]."""
+    heartbeat_s: float = 5.0
+    """Seconds between two signs of life; two missed ones mean death."""
+    step_timeout_s: float = 120.0
+    """Seconds after which a step that does not end counts as hung, and its replica is restarted."""
+    share_prefix_cache_between_keys: bool = False
+    """Let requests with different API keys find each other's cached prefixes (and notice by their speed)."""
+    allow_unknown_fields: bool = False
+    """Ignore request fields that nobody knows, with a warning header, instead of refusing them."""
+    log_format: str = "text"
+    """text or json."""
+    access_log: bool = False
+    """A line per HTTP request."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.host, str) or not self.host:
+            raise ConfigError(f"host must be an address such as 127.0.0.1, not {self.host!r}")
+        _check_choice("routing", self.routing, _ROUTINGS)
+        _check_choice("log_format", self.log_format, _LOG_FORMATS)
+        for name, low, high in _SERVE_INTEGERS:
+            _check_int(name, getattr(self, name), low, high)
+        if self.max_queued_tokens is not None:
+            _check_int("max_queued_tokens", self.max_queued_tokens, 1, 1 << 40)
+        for name, least, most in _SERVE_NUMBERS:
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
+                raise ConfigError(f"{name} must be a number in [{least:g}, {most:g}], not {value!r}")
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ConfigError("tls_cert_file and tls_key_file go together; give both or neither")
+
+
+_ROUTINGS = ("longest_prefix", "least_load", "round_robin")
+_LOG_FORMATS = ("text", "json")
+_SERVE_INTEGERS = (
+    ("port", 0, 65535),
+    ("frontend_replicas", 1, 64),
+    ("data_parallel_size", 1, 1024),
+    ("max_queued_requests", 1, 1 << 20),
+    ("max_concurrent_per_key", 1, 1 << 20),
+)
+_SERVE_NUMBERS = (
+    ("drain_timeout_s", 0.0, 86400.0),
+    ("request_timeout_s", 0.001, 86400.0),
+    ("routing_alpha", 0.0, 1.0),
+    ("heartbeat_s", 0.05, 300.0),
+    ("step_timeout_s", 0.1, 86400.0),
+)
 
 
 class ModelFacts(NamedTuple):

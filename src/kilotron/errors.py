@@ -15,12 +15,20 @@ KilotronError
 |-- TokenizerError              (ValueError)         tokenizer files are missing, broken or unsupported
 |-- ChatTemplateError           (ValueError)         a chat template failed or refused the messages
 |-- KernelError                 (RuntimeError)       a kernel backend is unknown or cannot run on this machine
-|-- QueueFullError              (RuntimeError)       the waiting queue is at its limit; try again later
+|-- TryAgainLaterError          (RuntimeError)       refused for now; may say after how many seconds to come back
+|   |-- QueueFullError                               the waiting queue is at its limit
+|   |-- QuotaExceededError                           one API key has too many requests under way
+|   `-- ServiceUnavailableError                      no engine can take the request now: loading, draining, dead
 |-- RequestNotFoundError        (KeyError)           no request with this id is known (any more)
-|-- RequestAbortedError         (RuntimeError)       a stream's request was aborted or its deadline passed
+|-- DuplicateRequestError       (RuntimeError)       a request with the same id or idempotency key is under way
+|-- RequestAbortedError         (RuntimeError)       the request was aborted before it finished
+|   `-- DeadlineExceededError                        its deadline passed
 |-- NumericalError              (RuntimeError)       the model gave NaN or Inf for this request
 |-- StepFailedError             (RuntimeError)       a step that the request took part in failed; others go on
+|-- LifecycleError              (RuntimeError)       pause, unpause, suspend or resume in the wrong state
+|-- ProtocolError               (RuntimeError)       a peer was refused, or sent what the wire protocol does not know
 `-- EngineClosedError           (RuntimeError)       the engine was shut down, or died; says why
+    `-- EngineDiedError                              the process that ran the request died; says if a retry makes sense
 """
 
 
@@ -88,8 +96,25 @@ class KernelError(KilotronError, RuntimeError):
     """A kernel backend is unknown or cannot run here."""
 
 
-class QueueFullError(KilotronError, RuntimeError):
+class TryAgainLaterError(KilotronError, RuntimeError):
+    """Base of the refusals that time mends; nothing was started."""
+
+    def __init__(self, message: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        """Seconds after which another try makes sense; None where nobody knows."""
+
+
+class QueueFullError(TryAgainLaterError):
     """The waiting queue is at its limit."""
+
+
+class QuotaExceededError(TryAgainLaterError):
+    """One API key has too many requests under way."""
+
+
+class ServiceUnavailableError(TryAgainLaterError):
+    """No engine can take the request now: they load, drain, are suspended or dead."""
 
 
 class RequestNotFoundError(KilotronError, KeyError):
@@ -100,8 +125,16 @@ class RequestNotFoundError(KilotronError, KeyError):
         return str(self.args[0]) if self.args else ""
 
 
+class DuplicateRequestError(KilotronError, RuntimeError):
+    """A request with the same id or idempotency key is under way."""
+
+
 class RequestAbortedError(KilotronError, RuntimeError):
-    """The request was aborted, or its deadline passed, before it finished."""
+    """The request was aborted before it finished."""
+
+
+class DeadlineExceededError(RequestAbortedError):
+    """The request's deadline passed before it finished."""
 
 
 class NumericalError(KilotronError, RuntimeError):
@@ -112,5 +145,22 @@ class StepFailedError(KilotronError, RuntimeError):
     """A step that the request took part in raised an exception, which is this one's cause."""
 
 
+class LifecycleError(KilotronError, RuntimeError):
+    """Pause, unpause, suspend or resume was asked for in a state that does not allow it."""
+
+
+class ProtocolError(KilotronError, RuntimeError):
+    """A peer was refused, or sent something that the wire protocol does not know."""
+
+
 class EngineClosedError(KilotronError, RuntimeError):
     """The engine was shut down or died; the message says which and why."""
+
+
+class EngineDiedError(EngineClosedError):
+    """The engine that ran the request died before it finished."""
+
+    def __init__(self, message: str = "", *, is_retryable: bool = True) -> None:
+        super().__init__(message)
+        self.is_retryable = is_retryable
+        """False when the request itself is suspected of killing engines."""

@@ -17,7 +17,7 @@ from kilotron.inference_request import InferenceRequest
 from kilotron.models.gpt_model import GPTModel
 from kilotron.models.weight_loading import OnProgress
 from kilotron.sampling_params import SamplingParams
-from kilotron.text_generation_controllers.generation_progress import StreamItem
+from kilotron.text_generation_controllers.stream_item import StreamItem
 from kilotron.tokenization import Tokenizer
 
 

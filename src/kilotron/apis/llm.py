@@ -10,7 +10,7 @@ from kilotron.apis.prompts import as_prompts, chat_prompts, scoring_params
 from kilotron.engines.request_intake import Prompt
 from kilotron.inference_request import InferenceRequest
 from kilotron.sampling_params import SamplingParams
-from kilotron.text_generation_controllers.generation_progress import StreamItem
+from kilotron.text_generation_controllers.stream_item import StreamItem
 
 
 class MegatronLLM(BaseLLM):

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from kilotron.errors import KilotronError
 from kilotron.inference_request import InferenceRequest
-from kilotron.text_generation_controllers.generation_progress import StreamItem
+from kilotron.text_generation_controllers.stream_item import StreamItem
 
 T = TypeVar("T")
 

@@ -16,6 +16,7 @@ from kilotron.engines.abstract_engine import AbstractEngine
 from kilotron.engines.interruption import run_uninterrupted
 from kilotron.engines.request_intake import Prompt, RequestIntake
 from kilotron.errors import (
+    DeadlineExceededError,
     EngineClosedError,
     InvalidRequestError,
     KilotronError,
@@ -28,7 +29,8 @@ from kilotron.inference_request import InferenceRequest, Status
 from kilotron.sampling_params import SamplingParams
 from kilotron.scheduling.scheduler import Scheduler
 from kilotron.scheduling.step_plan import StepPlan
-from kilotron.text_generation_controllers.generation_progress import GenerationProgress, StreamItem
+from kilotron.text_generation_controllers.generation_progress import GenerationProgress
+from kilotron.text_generation_controllers.stream_item import StreamItem
 from kilotron.text_generation_controllers.text_generation_controller import TextGenerationController
 
 _log = logging.getLogger(__name__)
@@ -350,7 +352,7 @@ def _error_of(request: InferenceRequest, reason: str) -> KilotronError | None:
     if reason == "abort":
         return RequestAbortedError(f"request {request.request_id} was aborted")
     if reason == "deadline":
-        return RequestAbortedError(f"request {request.request_id} did not finish before its deadline")
+        return DeadlineExceededError(f"request {request.request_id} did not finish before its deadline")
     return None
 
 

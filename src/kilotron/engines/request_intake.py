@@ -1,6 +1,6 @@
 """RequestIntake: turns a prompt and its parameters into an InferenceRequest. All checks of a request are here, once.
 
-Knows the model's limits as numbers; admission to the queue is the scheduler's.
+Knows the model's limits as numbers and never imports torch; admission to the queue is the scheduler's.
 """
 
 import copy
@@ -10,15 +10,26 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from kilotron.errors import EmptyPromptError, InvalidRequestError, PromptTooLongError, TokenOutOfRangeError
 from kilotron.inference_request import InferenceRequest, RequestTimings
 from kilotron.sampling.random_uniform import derive_seed
 from kilotron.sampling_params import SamplingParams
-from kilotron.text_generation_controllers.text_generation_controller import TextGenerationController
+from kilotron.tokenization.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
+
+
+class PromptTokenizer(Protocol):
+    """What makes ids of prompts: a controller beside a model, a `PlainPromptTokenizer` where there is none."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """None where only ids go in."""
+
+    def tokenize_prompt(self, prompt: str, *, add_BOS: bool = False) -> list[int]:  # noqa: N803 - Megatron's spelling
+        """Text to ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,13 +43,14 @@ class RequestLimits:
 
 
 class RequestIntake:
-    """Builds requests, numbering them and drawing seeds for those that bring none. Safe from any thread."""
+    """Builds requests, numbering them and drawing seeds for those that bring none. Safe from any thread.
 
-    def __init__(
-        self, controller: TextGenerationController, limits: RequestLimits, *, random_seed: int | None = None
-    ) -> None:
+    Runs without torch, so that a server's front end can check a request before it goes to an engine elsewhere.
+    """
+
+    def __init__(self, prompts: PromptTokenizer, limits: RequestLimits, *, random_seed: int | None = None) -> None:
         self.limits = limits
-        self._controller = controller
+        self._prompts = prompts
         self._seeds = random.SystemRandom() if random_seed is None else random.Random(random_seed)
         self._ids = itertools.count(1)
 
@@ -102,7 +114,7 @@ class RequestIntake:
 
     def _tokens(self, prompt: Prompt, params: SamplingParams) -> list[int]:
         if isinstance(prompt, str):
-            tokens = self._controller.tokenize_prompt(prompt, add_BOS=params.add_BOS)
+            tokens = self._prompts.tokenize_prompt(prompt, add_BOS=params.add_BOS)
         else:
             tokens = _as_ids(prompt)
         if not tokens:
@@ -148,7 +160,7 @@ class RequestIntake:
 
     def _bad_word_ids(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         """Each bad word as it is spelled at the start of a text and after a blank."""
-        tokenizer = self._controller.tokenizer
+        tokenizer = self._prompts.tokenizer
         if not params.bad_words:
             return ()
         if tokenizer is None:
@@ -158,7 +170,7 @@ class RequestIntake:
         return tuple(sorted(ids - {()}))
 
     def _check_ids(self, params: SamplingParams) -> None:
-        if params.stop_words and self._controller.tokenizer is None:
+        if params.stop_words and self._prompts.tokenizer is None:
             raise InvalidRequestError("stop_words need a tokenizer, and this engine has none; use stop_token_ids")
         for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
             ids = getattr(params, name)

@@ -9,9 +9,10 @@ import heapq
 from bisect import insort
 from collections.abc import Collection, Sequence
 
-from kilotron.errors import QueueFullError, RequestNeverFitsError
+from kilotron.errors import QueueFullError
 from kilotron.inference_request import InferenceRequest, Status
 from kilotron.scheduling.block_allocator import DynamicBlockAllocator
+from kilotron.scheduling.capacity import check_capacity
 from kilotron.scheduling.preemption import choose_victim
 from kilotron.scheduling.prefix_cache import PrefixCache
 from kilotron.scheduling.scheduled_request import ScheduledRequest
@@ -56,27 +57,8 @@ class Scheduler:
             RequestNeverFitsError: it needs more blocks, or a longer chunk, than there are.
             QueueFullError: too many requests wait already.
         """
-        limits = self.limits
-        # The last token generated is never computed.
-        num_positions = request.prompt_length + max(request.max_generated - 1, 0)
-        num_blocks = -(-num_positions // limits.block_size)
-        if num_blocks > self.allocator.num_blocks - 1:
-            raise RequestNeverFitsError(
-                f"request {request.request_id} may need {num_blocks} KV blocks ({num_positions} tokens) but the cache "
-                f"has {self.allocator.num_blocks - 1}; ask for fewer tokens or raise buffer_size_gb"
-            )
-        if not limits.enable_chunked_prefill and request.prompt_length > limits.max_tokens:
-            raise RequestNeverFitsError(
-                f"request {request.request_id} has {request.prompt_length} prompt tokens, more than max_tokens="
-                f"{limits.max_tokens}; enable chunked prefill or raise max_tokens"
-            )
-        is_scored_at_once = request.sampling_params.wants_prompt_log_probs and not limits.enable_chunked_prefill
-        if is_scored_at_once and request.prompt_length > limits.max_logits_tokens:
-            raise RequestNeverFitsError(
-                f"request {request.request_id} wants log-probabilities of {request.prompt_length} prompt tokens, more "
-                f"than max_logits_tokens={limits.max_logits_tokens}; enable chunked prefill or raise max_logits_tokens"
-            )
-        if len(self.waiting) >= limits.max_waiting_requests:
+        check_capacity(request, self.limits, self.allocator.num_blocks)
+        if len(self.waiting) >= self.limits.max_waiting_requests:
             raise QueueFullError(f"{len(self.waiting)} requests wait already (max_waiting_requests); try again later")
 
     def add_request(self, request: InferenceRequest) -> None:

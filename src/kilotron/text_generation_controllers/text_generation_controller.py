@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from kilotron.errors import InvalidRequestError, NumericalError
+from kilotron.errors import NumericalError
 from kilotron.inference_request import InferenceRequest
 from kilotron.model_inference_wrappers.abstract_model_inference_wrapper import AbstractModelInferenceWrapper
 from kilotron.models.inference_batch import InferenceBatch
@@ -17,6 +17,7 @@ from kilotron.sampling.sampler import SampledTokens, Sampler
 from kilotron.sampling.sampling_table import SamplingTable
 from kilotron.scheduling.step_plan import RowPlan, StepPlan, StepResult, TokenScores
 from kilotron.text_generation_controllers.generation_progress import GenerationProgress
+from kilotron.tokenization.prompt_text import tokenize_prompt
 from kilotron.tokenization.tokenizer import Tokenizer
 
 
@@ -51,16 +52,7 @@ class TextGenerationController:
         Raises:
             InvalidRequestError: there is no tokenizer, or `add_BOS` is asked of one without such an id.
         """
-        if self.tokenizer is None:
-            raise InvalidRequestError("this engine has no tokenizer, so prompts must be token ids")
-        ids = self.tokenizer.tokenize(prompt)
-        if add_BOS:
-            bos_id = self.tokenizer.bos_id
-            if bos_id is None:
-                raise InvalidRequestError("add_BOS=True, but the tokenizer has no begin-of-sequence token")
-            if ids[:1] != [bos_id]:
-                ids = [bos_id, *ids]
-        return ids
+        return tokenize_prompt(self.tokenizer, prompt, add_BOS=add_BOS)
 
     def start_request(self, request: InferenceRequest) -> None:
         """From now on the request's tokens are followed."""

@@ -16,7 +16,7 @@ from kilotron.errors import (
 )
 from kilotron.inference_request import InferenceRequest, Status
 from kilotron.sampling_params import SamplingParams
-from kilotron.text_generation_controllers.generation_progress import StreamItem
+from kilotron.text_generation_controllers.stream_item import StreamItem
 
 GREEDY = SamplingParams(temperature=0.0, num_tokens_to_generate=4)
 

@@ -8,7 +8,8 @@ from kilotron.errors import RequestAbortedError
 from kilotron.inference_request import InferenceRequest, RequestTimings
 from kilotron.sampling_params import SamplingParams
 from kilotron.scheduling.step_plan import TokenScores
-from kilotron.text_generation_controllers.generation_progress import GenerationProgress, StreamItem
+from kilotron.text_generation_controllers.generation_progress import GenerationProgress
+from kilotron.text_generation_controllers.stream_item import StreamItem
 from kilotron.tokenization import ByteTokenizer
 
 EOS = 257

@@ -1,0 +1,1 @@
+"""Data parallelism: engine replicas, their clients and the coordinator between them, over ZMQ."""

@@ -1,0 +1,37 @@
+"""Whether a request could ever run: a question of numbers, asked in a front end as well as in the scheduler."""
+
+from kilotron.errors import RequestNeverFitsError
+from kilotron.inference_request import InferenceRequest
+from kilotron.scheduling.step_planner import SchedulerLimits
+
+
+def check_capacity(request: InferenceRequest, limits: SchedulerLimits, num_blocks: int) -> None:
+    """Says at once when a request can never run, however empty the engine is.
+
+    Args:
+        request: checked in all other respects.
+        limits: the scheduler's.
+        num_blocks: blocks of the KV cache, the null block included.
+
+    Raises:
+        RequestNeverFitsError: it needs more blocks, or a longer chunk, than there are.
+    """
+    # The last token generated is never computed.
+    num_positions = request.prompt_length + max(request.max_generated - 1, 0)
+    num_needed = -(-num_positions // limits.block_size)
+    if num_needed > num_blocks - 1:
+        raise RequestNeverFitsError(
+            f"request {request.request_id} may need {num_needed} KV blocks ({num_positions} tokens) but the cache "
+            f"has {num_blocks - 1}; ask for fewer tokens or raise buffer_size_gb"
+        )
+    if not limits.enable_chunked_prefill and request.prompt_length > limits.max_tokens:
+        raise RequestNeverFitsError(
+            f"request {request.request_id} has {request.prompt_length} prompt tokens, more than max_tokens="
+            f"{limits.max_tokens}; enable chunked prefill or raise max_tokens"
+        )
+    is_scored_at_once = request.sampling_params.wants_prompt_log_probs and not limits.enable_chunked_prefill
+    if is_scored_at_once and request.prompt_length > limits.max_logits_tokens:
+        raise RequestNeverFitsError(
+            f"request {request.request_id} wants log-probabilities of {request.prompt_length} prompt tokens, more "
+            f"than max_logits_tokens={limits.max_logits_tokens}; enable chunked prefill or raise max_logits_tokens"
+        )
