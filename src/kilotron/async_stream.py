@@ -8,7 +8,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -27,16 +27,16 @@ class AsyncStream(Generic[T]):
 
     def __init__(
         self,
-        request_id: int,
+        request_id: int | str,
         *,
         combine: Callable[[T, T], T],
-        cancel: Callable[[int], None],
+        cancel: Callable[[Any], None],
         loop: asyncio.AbstractEventLoop | None = None,
         limit: int = 64,
     ) -> None:
         self.request_id = request_id
         self._combine = combine
-        self._cancel: Callable[[int], None] | None = cancel
+        self._cancel: Callable[[Any], None] | None = cancel
         self._loop = loop or asyncio.get_running_loop()
         self._limit = limit
         self._items: deque[T] = deque()

@@ -3,11 +3,13 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from kilotron.apis.checkpoint_fingerprint import fingerprint
 from kilotron.apis.engine_parts import EngineParts, plain_parts, profiled_parts
 from kilotron.apis.load_phases import LoadPhase, LoadPhases
 from kilotron.apis.weight_cache import WeightCache
@@ -53,11 +55,25 @@ _SAMPLING_DEFAULTS = {
 _QUANTIZATION_BITS = {"int8": 8, "int4": 4}
 
 
+class _Origin(NamedTuple):
+    """Where a model and its tokenizer came from."""
+
+    name: str
+    fingerprint: str
+    tokenizer: str | Path | Tokenizer | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assembly:
     """A ready engine and what was decided on the way."""
 
     engine: DynamicInferenceEngine
+    name: str
+    """The checkpoint as it was asked for; "model" for a ready one."""
+    fingerprint: str
+    """Of the model's architecture and weights; equal for equal checkpoints."""
+    tokenizer_folder: Path | None
+    """Where the tokenizer was loaded from, if it was."""
     config: ResolvedConfig
     model_config: TransformerConfig
     tokenizer: Tokenizer | None
@@ -95,7 +111,8 @@ def assemble(
     phases = LoadPhases()
     if isinstance(model, GPTModel):
         ready = _choose_tokenizer(tokenizer, None)
-        return _build(model, ready, _resolve_ready(model, config), {}, parts, phases)
+        origin = _Origin("model", blake2b(repr(model.config).encode(), digest_size=16).hexdigest(), tokenizer)
+        return _build(model, ready, _resolve_ready(model, config), {}, parts, phases, origin)
     source = BUNDLED_MODEL if model is None else model
     if not isinstance(source, str | Path):
         raise ConfigError(f"model must be a folder, a hub id or a GPTModel, not {type(source).__name__}")
@@ -113,7 +130,9 @@ def assemble(
             ready = _choose_tokenizer(tokenizer, checkpoint.folder)
         built = GPTModel(model_config, parts.kernels(kernels), resolved.max_sequence_length)
         _load(built, checkpoint, resolved, phases, on_progress)
-        return _build(built, ready, resolved, checkpoint.generation_config, parts, phases)
+        beside = checkpoint.folder if ready is not None and tokenizer is None else tokenizer
+        origin = _Origin(str(source), fingerprint(checkpoint), beside)
+        return _build(built, ready, resolved, checkpoint.generation_config, parts, phases, origin)
 
 
 def _load(
@@ -186,6 +205,7 @@ def _build(
     generation_config: Mapping[str, Any],
     parts: EngineParts,
     phases: LoadPhases,
+    origin: "_Origin",
 ) -> Assembly:
     options = config.options
     shape = KVShape(
@@ -214,6 +234,9 @@ def _build(
     scheduler = parts.scheduler(_scheduler_limits(config), config.num_blocks)
     return Assembly(
         engine=parts.engine(scheduler, context, controller, intake),
+        name=origin.name,
+        fingerprint=origin.fingerprint,
+        tokenizer_folder=Path(origin.tokenizer) if isinstance(origin.tokenizer, str | Path) else None,
         config=config,
         model_config=model.config,
         tokenizer=tokenizer,

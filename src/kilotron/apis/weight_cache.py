@@ -9,12 +9,13 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kilotron.apis.checkpoint_fingerprint import samples_of
 from kilotron.checkpoints.huggingface import HuggingFaceCheckpoint
 from kilotron.config import ResolvedConfig
 from kilotron.errors import KernelError
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from kilotron.kernels.interface import PackedFiles
 
 _log = logging.getLogger(__name__)
-
-_SAMPLES = 32
-_SAMPLE_BYTES = 4096
 
 
 def user_cache_folder() -> Path:
@@ -97,7 +95,9 @@ class WeightCache:
         }
         digest = blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12)
         for file in sorted({info.file for info in self._checkpoint.tensors.values()}):
-            for sample in _samples_of(file):
+            status = file.stat()
+            digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
+            for sample in samples_of(file):
                 digest.update(sample)
         return digest.hexdigest()
 
@@ -108,14 +108,6 @@ def _own_version() -> str:
         return version("kilotron")
     except PackageNotFoundError:
         return "not installed"
-
-
-def _samples_of(file: Path) -> Iterator[bytes]:
-    with file.open("rb", buffering=0) as stream:
-        status = os.fstat(stream.fileno())
-        yield f"{file.name} {status.st_size} {status.st_mtime_ns}".encode()
-        for sample in range(_SAMPLES):
-            yield os.pread(stream.fileno(), _SAMPLE_BYTES, status.st_size * sample // _SAMPLES)
 
 
 def _belongs_to_us_alone(path: Path) -> bool:
