@@ -1,0 +1,275 @@
+"""EngineWorker: runs one engine replica for a coordinator. One thread: take messages in, step, send what the step gave.
+
+All output of a step goes out in one message. Whatever a message holds, only the request it is about can fail by it.
+Knows nothing of how the engine was built, or of other replicas.
+"""
+
+import itertools
+import logging
+import secrets
+import time
+from dataclasses import dataclass
+
+from kilotron.coordinator.block_events import to_wire_events
+from kilotron.coordinator.credentials import Credentials
+from kilotron.coordinator.pulse_sender import PulseSender, ReplicaState
+from kilotron.coordinator.request_errors import to_wire
+from kilotron.coordinator.sockets import DealerSocket
+from kilotron.coordinator.submissions import to_output, to_request
+from kilotron.coordinator.wire import (
+    ENGINE_DECODER,
+    PROTOCOL_VERSION,
+    Abort,
+    EngineFacts,
+    EngineOutput,
+    EngineRefusal,
+    EngineVerb,
+    Finish,
+    Hello,
+    Join,
+    Message,
+    Output,
+    Submission,
+    TimelineAnswer,
+    TimelineQuery,
+    Unwelcome,
+    VerbDone,
+    Welcome,
+    Work,
+    encode,
+)
+from kilotron.engines.dynamic_engine import DynamicInferenceEngine
+from kilotron.errors import (
+    KilotronError,
+    LifecycleError,
+    ProtocolError,
+    RequestNotFoundError,
+    StepFailedError,
+)
+from kilotron.inference_request import InferenceRequest
+from kilotron.sampling_params import MAX_CHOICES
+from kilotron.text_generation_controllers.stream_item import StreamItem
+
+_log = logging.getLogger(__name__)
+
+# How long the loop sleeps when there is nothing to do; deadlines of waiting requests are looked at in between.
+_IDLE_WAIT_S = 0.05
+# How long a message may wait for a coordinator that is there but does not read.
+_SEND_PATIENCE_S = 5.0
+_HELLO_PERIOD_S = 0.5
+
+
+def new_incarnation() -> str:
+    """Names one life of a peer."""
+    return secrets.token_hex(16)
+
+
+@dataclass(slots=True)
+class _Held:
+    """A request under way."""
+
+    request: InferenceRequest
+    num_left: int
+    """Continuations that have not ended."""
+
+
+class EngineWorker:
+    """A replica at work.
+
+    Args:
+        credentials: of the service.
+        engine: belongs to the thread that calls `run`.
+        facts: what the coordinator is told of it.
+        state: shared with the replica's pulse, which must be sending already.
+    """
+
+    def __init__(
+        self, credentials: Credentials, engine: DynamicInferenceEngine, facts: EngineFacts, state: ReplicaState
+    ) -> None:
+        self._credentials = credentials
+        self._engine = engine
+        self._facts = facts
+        self._state = state
+        self._socket = DealerSocket(credentials)
+        self._held: dict[str, _Held] = {}
+        # Far from the numbers that the engine's own intake gives, with room for a request's continuations.
+        self._ids = itertools.count(1 << 40, MAX_CHOICES)
+        self._outputs: list[Output] = []
+        self._joined_to: str | None = None
+        self._next_hello = 0.0
+        self._is_paused = False
+        self._is_stopping = False
+        state.read_load = self._engine.read_load
+        state.read_held_ids = lambda: list(self._held)
+
+    def run(self) -> None:
+        """Works until `stop`.
+
+        Raises:
+            ProtocolError: the coordinator refuses this replica for good; says why.
+        """
+        self._state.phase, self._state.progress = "ready", 1.0
+        try:
+            while not self._is_stopping:
+                self._keep_joined()
+                self._take_messages()
+                if self._engine.has_unfinished_requests and not self._is_paused:
+                    self._engine.step()
+                else:
+                    self._engine.end_expired()
+                    self._socket.wait(_IDLE_WAIT_S)
+                self._send_outputs()
+        finally:
+            self._engine.close()
+            self._socket.close()
+
+    def stop(self) -> None:
+        """Ends `run` after the running step; safe from any thread and from signal handlers."""
+        self._is_stopping = True
+
+    def _keep_joined(self) -> None:
+        """Says Hello at first, to every new coordinator, and as somebody new after having been given up."""
+        refusal = self._state.refusal
+        if refusal is not None:
+            self._refused(refusal)
+        if self._joined_to is not None and self._joined_to == self._state.coordinator:
+            return
+        if self._joined_to is not None:
+            self._leave()
+        now = time.monotonic()
+        if now >= self._next_hello:
+            self._next_hello = now + _HELLO_PERIOD_S
+            token, state = self._credentials.token("engine"), self._state
+            self._socket.send(encode(Hello(PROTOCOL_VERSION, "engine", token, state.incarnation, state.pid)))
+
+    def _refused(self, refusal: Unwelcome) -> None:
+        if refusal.reason != "fenced":
+            raise ProtocolError(f"the coordinator refuses this replica: {refusal.message}")
+        _log.warning("this replica was given up (%s); it joins again as a new one", refusal.message)
+        self._leave()
+        self._state.incarnation = new_incarnation()
+        self._state.refusal = None
+
+    def _leave(self) -> None:
+        """Whatever is held was promised to a coordinator that does not count on it any more."""
+        self._joined_to = None
+        self._next_hello = 0.0
+        for request_id in list(self._held):
+            self._abort(request_id)
+        self._outputs.clear()
+
+    def _take_messages(self) -> None:
+        while (frame := self._socket.receive()) is not None:
+            try:
+                self._take(ENGINE_DECODER.decode(frame))
+            except ProtocolError as error:
+                _log.warning("a message of the coordinator is dropped: %s", error)
+
+    def _take(self, message: Message) -> None:
+        match message:
+            case Work(submission):
+                self._start(submission)
+            case Abort(request_id):
+                self._abort(request_id)
+            case EngineVerb():
+                self._send(self._apply(message))
+            case TimelineQuery(nonce, request_id):
+                self._send(TimelineAnswer(nonce, self._engine.timelines.read(request_id)))
+            case Welcome(incarnation):
+                self._joined_to = self._state.coordinator = incarnation
+                self._send(Join(self._facts))
+            case Unwelcome(reason):
+                self._leave() if reason == "hello" else self._refused(message)
+
+    def _start(self, submission: Submission) -> None:
+        request_id = submission.request_id
+        if request_id in self._held:
+            return  # a message that came twice
+        try:
+            request = to_request(submission, next(self._ids), self._facts.vocab_size)
+            held = self._held[request_id] = _Held(request, len(request.choices))
+            self._engine.add_request(request, listener=self._listener(request_id, held))
+        except KilotronError as error:
+            self._refuse(request_id, error)
+        except Exception as error:
+            _log.exception("request %s could not be added", request_id)
+            self._refuse(request_id, StepFailedError(f"the request could not be added: {type(error).__name__}"))
+
+    def _listener(self, request_id: str, held: _Held) -> "Callable[[InferenceRequest, StreamItem], None]":
+        def listen(request: InferenceRequest, item: StreamItem) -> None:
+            if self._held.get(request_id) is not held:
+                return  # aborted meanwhile: nobody waits for this
+            self._outputs.append(to_output(request_id, request, item))
+            if item.finish_reason is not None:
+                held.num_left -= 1
+                if held.num_left == 0:
+                    del self._held[request_id]
+
+        return listen
+
+    def _refuse(self, request_id: str, error: KilotronError) -> None:
+        self._abort(request_id)
+        self._send(EngineRefusal(request_id, to_wire(error)))
+
+    def _abort(self, request_id: str) -> None:
+        held = self._held.pop(request_id, None)
+        if held is None:
+            return
+        for choice in held.request.choices:
+            try:
+                self._engine.abort(choice.request_id)
+            except RequestNotFoundError:
+                continue  # this continuation has ended
+
+    def _apply(self, verb: EngineVerb) -> VerbDone:
+        """A lifecycle verb; the coordinator has checked their order."""
+        freed_bytes = 0
+        try:
+            match verb.verb:
+                case "pause":
+                    self._is_paused = True
+                case "unpause":
+                    self._is_paused = False
+                case "suspend":
+                    freed_bytes = self._engine.suspend(verb.kv_mode)
+                case "resume":
+                    self._engine.resume()
+        except Exception as error:
+            _log.exception("%s failed", verb.verb)
+            failure = error if isinstance(error, KilotronError) else LifecycleError(f"{verb.verb} failed: {error}")
+            return VerbDone(verb.nonce, freed_bytes, to_wire(failure))
+        return VerbDone(verb.nonce, freed_bytes)
+
+    def _send_outputs(self) -> None:
+        events = self._engine.take_block_events()
+        if not self._outputs and not events:
+            return
+        outputs, self._outputs = self._outputs, []
+        message = EngineOutput(outputs, to_wire_events(events, self._facts.block_size))
+        try:
+            self._send(message)
+        except ProtocolError:  # too large together
+            for output in outputs:
+                self._send_alone(output)
+
+    def _send_alone(self, output: Output) -> None:
+        try:
+            self._send(EngineOutput([output], []))
+        except ProtocolError as error:
+            self._abort(output.request_id)
+            finish = Finish(reason="error", error=to_wire(StepFailedError(f"the result is too large: {error}")))
+            failed = Output(output.request_id, output.choice, output.offset, "", [], finish=finish)
+            self._send(EngineOutput([failed], []))
+
+    def _send(self, message: Message) -> None:
+        """Sends, waiting a while for a coordinator that is slow; without one the message is for nobody."""
+        frame = encode(message)
+        if self._socket.send(frame):
+            return
+        end = time.monotonic() + _SEND_PATIENCE_S
+        while time.monotonic() < end and self._state.coordinator == self._joined_to:
+            time.sleep(0.001)
+            if self._socket.send(frame):
+                return
+        _log.warning("the coordinator does not take messages any more")
+        self._leave()
