@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from kilotron.coordinator.block_events import to_wire_events
 from kilotron.coordinator.credentials import Credentials
-from kilotron.coordinator.pulse_sender import PulseSender, ReplicaState
+from kilotron.coordinator.pulse_sender import ReplicaState
 from kilotron.coordinator.request_errors import to_wire
 from kilotron.coordinator.sockets import DealerSocket
 from kilotron.coordinator.submissions import to_output, to_request

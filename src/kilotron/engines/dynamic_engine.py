@@ -14,7 +14,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from kilotron.contexts.dynamic_context import DynamicInferenceContext
 from kilotron.engines.abstract_engine import AbstractEngine
 from kilotron.engines.interruption import run_uninterrupted
-from kilotron.engines.request_intake import Prompt, RequestIntake
+from kilotron.engines.request_intake import Prompt, RequestIntake, spread_params
 from kilotron.errors import (
     DeadlineExceededError,
     EngineClosedError,
@@ -320,28 +320,6 @@ class DynamicInferenceEngine(AbstractEngine):
     def _check_open(self) -> None:
         if self._closed_because is not None:
             raise EngineClosedError(f"the engine is closed: {self._closed_because}; build a new one")
-
-
-def spread_params(
-    sampling_params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
-) -> list[SamplingParams | None]:
-    """One entry per prompt.
-
-    Raises:
-        SamplingParamsError: they are neither one for all nor one for each.
-    """
-    if sampling_params is None or isinstance(sampling_params, SamplingParams):
-        return [sampling_params] * num_prompts
-    if not isinstance(sampling_params, Sequence) or isinstance(sampling_params, str | bytes):
-        raise SamplingParamsError(
-            f"sampling_params must be SamplingParams or a list of them, not {type(sampling_params).__name__}"
-        )
-    params: list[SamplingParams | None] = list(sampling_params)
-    if len(params) != num_prompts:
-        raise SamplingParamsError(
-            f"{len(params)} sampling params for {num_prompts} prompts; give one for all or one each"
-        )
-    return params
 
 
 def _needs_the_model(request: InferenceRequest) -> bool:

@@ -12,7 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from kilotron.errors import EmptyPromptError, InvalidRequestError, PromptTooLongError, TokenOutOfRangeError
+from kilotron.errors import (
+    EmptyPromptError,
+    InvalidRequestError,
+    PromptTooLongError,
+    SamplingParamsError,
+    TokenOutOfRangeError,
+)
 from kilotron.inference_request import InferenceRequest, RequestTimings
 from kilotron.sampling.random_uniform import derive_seed
 from kilotron.sampling_params import SamplingParams
@@ -184,6 +190,28 @@ class RequestIntake:
             raise TokenOutOfRangeError(
                 f"{what} {token_id} is outside the vocabulary (0 to {self.limits.vocab_size - 1})"
             )
+
+
+def spread_params(
+    sampling_params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
+) -> list[SamplingParams | None]:
+    """One entry per prompt.
+
+    Raises:
+        SamplingParamsError: they are neither one for all nor one for each.
+    """
+    if sampling_params is None or isinstance(sampling_params, SamplingParams):
+        return [sampling_params] * num_prompts
+    if not isinstance(sampling_params, Sequence) or isinstance(sampling_params, str | bytes):
+        raise SamplingParamsError(
+            f"sampling_params must be SamplingParams or a list of them, not {type(sampling_params).__name__}"
+        )
+    params: list[SamplingParams | None] = list(sampling_params)
+    if len(params) != num_prompts:
+        raise SamplingParamsError(
+            f"{len(params)} sampling params for {num_prompts} prompts; give one for all or one each"
+        )
+    return params
 
 
 def _checked_params(params: Any) -> SamplingParams:

@@ -10,6 +10,7 @@ from kilotron.inference_request import InferenceRequest
 from kilotron.scheduling.step_plan import TokenScores
 from kilotron.text_generation_controllers.output_text import OutputText
 from kilotron.text_generation_controllers.stream_item import StreamItem
+from kilotron.text_generation_controllers.token_tables import complete_tables
 from kilotron.tokenization.tokenizer import Tokenizer
 
 
@@ -82,12 +83,7 @@ class GenerationProgress:
         if tokenizer is None:
             return
         self._complete_text(tokenizer)
-        if request.generated_top_n_ids is not None:
-            request.generated_top_n_logprobs = [_by_text(top, tokenizer) for top in request.generated_top_n_ids]
-        if request.prompt_top_n_ids is not None:
-            request.prompt_top_n_logprobs = [_by_text(top, tokenizer) for top in request.prompt_top_n_ids]
-        if request.sampling_params.return_segments:
-            request.generated_segments = [tokenizer.token_text(token_id) for token_id in request.generated_tokens]
+        complete_tables(request, tokenizer)
 
     def take_item(self) -> StreamItem | None:
         """What is new since the last call; None while that is less than the caller's streaming interval."""
@@ -122,12 +118,3 @@ class GenerationProgress:
             # The last bytes that were held back completed a stop text.
             request.finish_reason, request.stop_reason = "stop", stop
         request.generated_text = str(self._text)
-
-
-def _by_text(top_n: dict[int, float], tokenizer: Tokenizer) -> dict[str, float]:
-    """Two ids may share a text; the likelier one counts."""
-    result: dict[str, float] = {}
-    for token_id, log_prob in top_n.items():
-        text = tokenizer.token_text(token_id)
-        result[text] = max(log_prob, result.get(text, log_prob))
-    return result
