@@ -1,6 +1,5 @@
 """Opens a model for a command: says which one, shows the loading; with --verbose what was decided, and the times."""
 
-import gc
 import logging
 import sys
 from collections.abc import Iterator, Mapping
@@ -9,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kilotron.apis.collector_pause import collector_paused
 from kilotron.checkpoints.read_ahead import start_reading_ahead
 from kilotron.cli.failures import UsageError
 from kilotron.cli.options import EngineOptions, RunOptions
@@ -86,7 +86,7 @@ def open_model(model: str | None, engine: EngineOptions, run: RunOptions) -> Ite
         note(f"no MODEL given, using the bundled tiny model ({_ADVICE})")
     else:
         start_reading_ahead(Path(model).expanduser())
-    with _collector_paused(), leaving_at_once():
+    with collector_paused(), leaving_at_once():
         from kilotron.apis.llm import MegatronLLM
         from kilotron.apis.progress import LoadProgressBar
     if report is not None:
@@ -117,17 +117,6 @@ def _tell_decisions(llm: "MegatronLLM") -> None:
     rows = [*llm.config.describe(), ("kernels", llm.kernels_name, "")]
     print(format_table(rows, ("option", "value", "why")), file=sys.stderr)
     note(f"sampling defaults of the model: {describe_sampling(llm.default_sampling_params)}")
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Importing torch makes a million objects that stay; looking for garbage among them costs a tenth of a second."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 @contextmanager

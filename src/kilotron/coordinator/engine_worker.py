@@ -6,13 +6,12 @@ Knows nothing of how the engine was built, or of other replicas.
 
 import itertools
 import logging
-import secrets
 import time
 from dataclasses import dataclass
 
 from kilotron.coordinator.block_events import to_wire_events
 from kilotron.coordinator.credentials import Credentials
-from kilotron.coordinator.pulse_sender import ReplicaState
+from kilotron.coordinator.pulse_sender import ReplicaState, new_incarnation
 from kilotron.coordinator.request_errors import to_wire
 from kilotron.coordinator.sockets import DealerSocket
 from kilotron.coordinator.submissions import to_output, to_request
@@ -38,7 +37,7 @@ from kilotron.coordinator.wire import (
     Work,
     encode,
 )
-from kilotron.engines.dynamic_engine import DynamicInferenceEngine
+from kilotron.engines.dynamic_engine import DynamicInferenceEngine, Listener
 from kilotron.errors import (
     KilotronError,
     LifecycleError,
@@ -57,11 +56,6 @@ _IDLE_WAIT_S = 0.05
 # How long a message may wait for a coordinator that is there but does not read.
 _SEND_PATIENCE_S = 5.0
 _HELLO_PERIOD_S = 0.5
-
-
-def new_incarnation() -> str:
-    """Names one life of a peer."""
-    return secrets.token_hex(16)
 
 
 @dataclass(slots=True)
@@ -195,7 +189,7 @@ class EngineWorker:
             _log.exception("request %s could not be added", request_id)
             self._refuse(request_id, StepFailedError(f"the request could not be added: {type(error).__name__}"))
 
-    def _listener(self, request_id: str, held: _Held) -> "Callable[[InferenceRequest, StreamItem], None]":
+    def _listener(self, request_id: str, held: _Held) -> Listener:
         def listen(request: InferenceRequest, item: StreamItem) -> None:
             if self._held.get(request_id) is not held:
                 return  # aborted meanwhile: nobody waits for this

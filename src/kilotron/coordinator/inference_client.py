@@ -14,8 +14,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Literal, TypeVar
 
-import zmq
-
 from kilotron.async_stream import AsyncStream
 from kilotron.coordinator.credentials import Credentials
 from kilotron.coordinator.request_errors import from_wire
@@ -101,7 +99,8 @@ class InferenceClient:
         self._socket: DealerSocket | None = None
         self._coordinator: Welcome | None = None
         self._coordinator_pidfd: int | None = None
-        self._status, self._facts = NOBODY, None
+        self._status = NOBODY
+        self._facts: EngineFacts | None = None
         self._last_heard = 0.0
         self._pending: dict[str, _Pending] = {}
         self._answers: dict[str, asyncio.Future[Any]] = {}
@@ -124,7 +123,7 @@ class InferenceClient:
         """Begins to connect, and keeps at it; requests are refused until there is a coordinator."""
         loop = asyncio.get_running_loop()
         self._socket = DealerSocket(self._credentials)
-        loop.add_reader(self._socket.socket.getsockopt(zmq.FD), self._receive_all)
+        loop.add_reader(self._socket.fd, self._receive_all)
         self._ticker = loop.create_task(self._tick())
 
     async def wait_until(self, is_so: Callable[[ServiceStatus], bool], timeout_s: float) -> ServiceStatus:
@@ -196,7 +195,7 @@ class InferenceClient:
         for request_id in list(self._pending):
             self._send(Abort(request_id))
         self._lose(ServiceUnavailableError("this client was closed"))
-        asyncio.get_running_loop().remove_reader(self._socket.socket.getsockopt(zmq.FD))
+        asyncio.get_running_loop().remove_reader(self._socket.fd)
         self._socket.close(linger_ms=200)
 
     async def _tick(self) -> None:

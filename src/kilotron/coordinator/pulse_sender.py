@@ -3,6 +3,7 @@ import of torch, does not look like death. Knows nothing of requests beyond thei
 """
 
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +27,11 @@ _FIRST_PERIOD_S = 0.1
 _LONGEST_PERIOD_S = 1.0
 # How long `close` may have to wait.
 _PATIENCE_S = 0.1
+
+
+def new_incarnation() -> str:
+    """Names one life of a peer."""
+    return secrets.token_hex(16)
 
 
 @dataclass

@@ -105,6 +105,11 @@ class DealerSocket:
             self.socket.curve_secretkey = credentials.curve.client_secret.encode()
         self.socket.connect(credentials.address)
 
+    @property
+    def fd(self) -> int:
+        """Becomes readable when there may be something to receive; then `receive` until there is nothing (ZMQ_FD)."""
+        return self.socket.fileno()
+
     def receive(self) -> bytes | None:
         """The next frame; None when there is none now."""
         try:

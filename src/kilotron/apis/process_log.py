@@ -1,0 +1,50 @@
+"""How the processes of a service log: a line per event on stderr, for people or as JSON. Never what users wrote."""
+
+import json
+import logging
+import time
+
+_MAX_LINE_CHARS = 4096
+
+
+def log_to_stderr(log_format: str, level: int = logging.INFO) -> None:
+    """From now on kilotron's loggers write there, and warnings of libraries too.
+
+    Args:
+        log_format: text or json.
+        level: the least level of kilotron's own lines.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines() if log_format == "json" else TextLines())
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    logging.getLogger("kilotron").setLevel(level)
+
+
+class TextLines(logging.Formatter):
+    """Time, level, logger, message."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S%z")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One event; only a traceback makes it more than a line."""
+        return super().format(record)[: 4 * _MAX_LINE_CHARS]
+
+
+class JsonLines(logging.Formatter):
+    """The same as one JSON object, with the fields given as `extra={"fields": {...}}`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One event in one line."""
+        event = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(record.created)),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage()[:_MAX_LINE_CHARS],
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            event["traceback"] = self.formatException(record.exc_info)[:_MAX_LINE_CHARS]
+        return json.dumps(event)
