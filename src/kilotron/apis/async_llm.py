@@ -1,27 +1,27 @@
-"""MegatronAsyncLLM: the asynchronous API. The engine runs in one background thread; callers await."""
+"""MegatronAsyncLLM: the asynchronous API. The engine runs in one background thread, or elsewhere; callers await."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from kilotron.apis.base_llm import BaseLLM, Conversation, Params
-from kilotron.apis.pending_requests import PendingRequests
+from kilotron.apis.base_llm import BaseLLM, Conversation, Params, choose_config, choose_coordinator
 from kilotron.apis.prompts import as_prompts, chat_prompts, is_single_prompt, scoring_params
-from kilotron.async_stream import AsyncStream
-from kilotron.config import InferenceConfig
-from kilotron.engines.engine_thread import EngineThread
+from kilotron.config import InferenceConfig, ServeConfig
+from kilotron.coordinator.wire import KVMode
 from kilotron.engines.request_intake import Prompt
 from kilotron.inference_request import InferenceRequest
-from kilotron.models.gpt_model import GPTModel
-from kilotron.models.weight_loading import OnProgress
 from kilotron.sampling_params import SamplingParams
 from kilotron.text_generation_controllers.stream_item import StreamItem
 from kilotron.tokenization import Tokenizer
 
+if TYPE_CHECKING:
+    from kilotron.models.gpt_model import GPTModel
+    from kilotron.models.weight_loading import OnProgress
 
-class MegatronAsyncLLM(BaseLLM):
+
+class MegatronAsyncLLM(BaseLLM["AsyncDirectMode"]):
     """Like `MegatronLLM`, for callers inside a running event loop; any number of calls may be under way at once.
     `engine`, `context` and `controller` belong to the background thread.
 
@@ -35,15 +35,33 @@ class MegatronAsyncLLM(BaseLLM):
 
     def __init__(
         self,
-        model: str | Path | GPTModel | None = None,
+        model: "str | Path | GPTModel | None" = None,
         tokenizer: str | Path | Tokenizer | None = None,
         *,
         inference_config: InferenceConfig | None = None,
-        on_progress: OnProgress | None = None,
+        use_coordinator: bool = False,
+        coordinator_host: str | None = None,
+        coordinator_port: int | None = None,
+        data_parallel_size: int = 1,
+        on_progress: "OnProgress | None" = None,
         **options: Any,
     ) -> None:
-        super().__init__(model, tokenizer, inference_config=inference_config, on_progress=on_progress, **options)
-        self._thread = EngineThread(self.engine)
+        config = choose_config(inference_config, options)
+        mode = choose_coordinator(
+            model,
+            tokenizer,
+            config,
+            use_coordinator=use_coordinator,
+            coordinator_host=coordinator_host,
+            coordinator_port=coordinator_port,
+            data_parallel_size=data_parallel_size,
+        )
+        if mode is not None:
+            super().__init__(mode)
+            return
+        from kilotron.apis.direct_mode import AsyncDirectMode
+
+        super().__init__(AsyncDirectMode(model, tokenizer, config, on_progress))
 
     async def generate(
         self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None
@@ -54,8 +72,7 @@ class MegatronAsyncLLM(BaseLLM):
             InvalidRequestError: a prompt or its params are wrong; nothing was started.
             EngineClosedError: the engine was shut down.
         """
-        requests = self.engine.build_all(as_prompts(prompts), sampling_params)
-        await self._run(requests)
+        requests = await self._mode.run(as_prompts(prompts), sampling_params)
         return requests[0] if is_single_prompt(prompts) else requests
 
     async def generate_stream(
@@ -67,18 +84,7 @@ class MegatronAsyncLLM(BaseLLM):
             InvalidRequestError: the prompt or its params are wrong.
             KilotronError: the request failed.
         """
-        request = self.engine.build_streaming(prompt, sampling_params)
-        stream: AsyncStream[StreamItem] = AsyncStream(
-            request.request_id, combine=StreamItem.followed_by, cancel=self._thread.abort
-        )
-
-        def listen(request: InferenceRequest, item: StreamItem) -> None:
-            stream.put(item)
-            if item.finish_reason is not None:
-                stream.finish(request.error)
-
-        self._thread.submit(request, listen, stream.finish)
-        async for item in stream:
+        async for item in self._mode.stream(prompt, sampling_params):
             yield item
 
     async def chat(
@@ -99,9 +105,33 @@ class MegatronAsyncLLM(BaseLLM):
         """Log-probabilities of the prompts' own tokens, in `prompt_log_probs`."""
         return await self.generate(prompts, scoring_params(top_n_logprobs))
 
+    async def pause(self) -> None:
+        """See `MegatronLLM.pause`."""
+        await asyncio.to_thread(self._coordinator("pause").control, "pause")
+
+    async def unpause(self) -> None:
+        """See `MegatronLLM.unpause`."""
+        await asyncio.to_thread(self._coordinator("unpause").control, "unpause")
+
+    async def suspend(self, kv_mode: KVMode = "persist") -> int:
+        """See `MegatronLLM.suspend`."""
+        return await asyncio.to_thread(self._coordinator("suspend").control, "suspend", kv_mode)
+
+    async def resume(self) -> None:
+        """See `MegatronLLM.resume`."""
+        await asyncio.to_thread(self._coordinator("resume").control, "resume")
+
+    async def serve(self, config: ServeConfig | None = None, *, blocking: bool = True) -> str:
+        """See `MegatronLLM.serve`."""
+        return await asyncio.to_thread(self._coordinator("serve").serve, config or ServeConfig(), blocking=blocking)
+
+    async def wait_for_shutdown(self) -> None:
+        """See `MegatronLLM.wait_for_shutdown`."""
+        await asyncio.to_thread(self._coordinator("wait_for_shutdown").wait)
+
     async def shutdown(self) -> None:
-        """Aborts what runs, ends the thread and gives the engine's memory back. Idempotent."""
-        await asyncio.to_thread(self._thread.close)
+        """Aborts what runs, ends thread and processes and gives all memory back. Idempotent."""
+        await self._mode.shutdown()
 
     async def __aenter__(self) -> Self:
         return self
@@ -110,14 +140,3 @@ class MegatronAsyncLLM(BaseLLM):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.shutdown()
-
-    async def _run(self, requests: list[InferenceRequest]) -> None:
-        """Submits and waits for all; whatever interrupts the wait aborts what is left."""
-        pending = PendingRequests(requests)
-        try:
-            for request in requests:
-                self._thread.submit(request, pending.listen, pending.refuse)
-            await pending.wait()
-        finally:
-            for request_id in pending.unfinished_ids:
-                self._thread.abort(request_id)

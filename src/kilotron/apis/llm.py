@@ -1,26 +1,41 @@
-"""MegatronLLM: the synchronous API. Runs the engine in the caller's thread."""
+"""MegatronLLM: the synchronous API. Runs the engine in the caller's thread, or reaches engines through a coordinator."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from kilotron.apis.base_llm import BaseLLM, Conversation, Params
-from kilotron.apis.progress import RequestProgressBar
+from kilotron.apis.base_llm import BaseLLM, Conversation, Params, choose_config, choose_coordinator
 from kilotron.apis.prompts import as_prompts, chat_prompts, scoring_params
+from kilotron.config import InferenceConfig, ServeConfig
+from kilotron.coordinator.wire import KVMode
 from kilotron.engines.request_intake import Prompt
 from kilotron.inference_request import InferenceRequest
 from kilotron.sampling_params import SamplingParams
 from kilotron.text_generation_controllers.stream_item import StreamItem
+from kilotron.tokenization import Tokenizer
+
+if TYPE_CHECKING:
+    from kilotron.models.gpt_model import GPTModel
+    from kilotron.models.weight_loading import OnProgress
+
+T = TypeVar("T")
 
 
-class MegatronLLM(BaseLLM):
+class MegatronLLM(BaseLLM["DirectMode"]):
     """A model ready to generate. Several threads may share it; their requests run in the same steps.
 
     Args:
         model: checkpoint folder, hub id, a ready `GPTModel`, or None for the bundled tiny model.
         tokenizer: folder or ready tokenizer; None takes the one beside the checkpoint.
         inference_config: the engine's options.
-        on_progress: called with (bytes done, bytes in all) while weights load.
+        use_coordinator: run engines in processes of their own behind a coordinator, which pause, suspend and serve need.
+            A ready model's engine runs in a thread of this process.
+        coordinator_host: with a coordinator: listen there over tcp, encrypted, instead of inside this machine only.
+        coordinator_port: the port; None takes a free one.
+        data_parallel_size: with a coordinator: number of engines.
+        on_progress: called with (bytes done, bytes in all) while weights load; not with a coordinator.
         **options: single options of `InferenceConfig`, instead of one.
 
     Raises:
@@ -31,6 +46,36 @@ class MegatronLLM(BaseLLM):
         >>> with MegatronLLM() as llm:
         ...     llm.generate("Once upon a time")[0].generated_text
     """
+
+    def __init__(
+        self,
+        model: "str | Path | GPTModel | None" = None,
+        tokenizer: str | Path | Tokenizer | None = None,
+        *,
+        inference_config: InferenceConfig | None = None,
+        use_coordinator: bool = False,
+        coordinator_host: str | None = None,
+        coordinator_port: int | None = None,
+        data_parallel_size: int = 1,
+        on_progress: "OnProgress | None" = None,
+        **options: Any,
+    ) -> None:
+        config = choose_config(inference_config, options)
+        mode = choose_coordinator(
+            model,
+            tokenizer,
+            config,
+            use_coordinator=use_coordinator,
+            coordinator_host=coordinator_host,
+            coordinator_port=coordinator_port,
+            data_parallel_size=data_parallel_size,
+        )
+        if mode is not None:
+            super().__init__(mode)
+            return
+        from kilotron.apis.direct_mode import DirectMode
+
+        super().__init__(DirectMode(model, tokenizer, config, on_progress))
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None, *, show_progress: bool | None = None
@@ -48,9 +93,9 @@ class MegatronLLM(BaseLLM):
 
         Raises:
             InvalidRequestError: a prompt or its params are wrong; nothing was started.
+            EngineClosedError: it was shut down.
         """
-        with RequestProgressBar(self.engine, show_progress) as bar:
-            return self.engine.generate(as_prompts(prompts), sampling_params, on_step=bar.update)
+        return self._mode.generate(as_prompts(prompts), sampling_params, show_progress)
 
     def generate_stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[StreamItem]:
         """Yields one prompt's continuation as it grows; leaving the loop early aborts it.
@@ -58,7 +103,7 @@ class MegatronLLM(BaseLLM):
         Raises:
             InvalidRequestError: the prompt or its params are wrong.
         """
-        return self.engine.generate_stream(prompt, sampling_params)
+        return self._mode.generate_stream(prompt, sampling_params)
 
     def chat(
         self, messages: Conversation | Sequence[Conversation], sampling_params: Params = None, **variables: object
@@ -84,9 +129,80 @@ class MegatronLLM(BaseLLM):
         """
         return self.generate(prompts, scoring_params(top_n_logprobs))
 
+    def pause(self) -> None:
+        """Stops all engines after the step at hand; requests are kept, and new ones wait. Idempotent.
+
+        Raises:
+            LifecycleError: there is no coordinator.
+        """
+        self._coordinator("pause").control("pause")
+
+    def unpause(self) -> None:
+        """Lets paused engines go on. Idempotent.
+
+        Raises:
+            LifecycleError: they are suspended, or there is no coordinator.
+        """
+        self._coordinator("unpause").control("unpause")
+
+    def suspend(self, kv_mode: KVMode = "persist") -> int:
+        """Gives memory of paused engines back; returns how many bytes.
+
+        Args:
+            kv_mode: persist keeps the KV cache, offload moves what is in use out of the way, recompute drops it all.
+
+        Raises:
+            LifecycleError: they are not paused, or there is no coordinator.
+        """
+        return self._coordinator("suspend").control("suspend", kv_mode)
+
+    def resume(self) -> None:
+        """Takes the memory again; the engines are paused then. Requests go on with the same tokens.
+
+        Raises:
+            LifecycleError: they are not suspended, or there is no coordinator.
+        """
+        self._coordinator("resume").control("resume")
+
+    def serve(self, config: ServeConfig | None = None, *, blocking: bool = True) -> str:
+        """Puts an OpenAI-compatible HTTP server in front of the engines.
+
+        Args:
+            config: where and how; the number of replicas in it does not count.
+            blocking: return when the server has ended, by `shutdown` or Ctrl-C; otherwise as soon as it answers.
+
+        Returns:
+            Its URL.
+
+        Raises:
+            ConfigError: it cannot listen there, or it would be open to the world without a key.
+            LifecycleError: there is no coordinator.
+        """
+        return self._coordinator("serve").serve(config or ServeConfig(), blocking=blocking)
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
+        """Runs a coroutine in the event loop of the coordinator's client.
+
+        Raises:
+            LifecycleError: there is no coordinator.
+        """
+        return self._coordinator("submit").submit(coroutine)
+
+    def run_sync(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The same, waiting for its result."""
+        return self.submit(coroutine).result()
+
+    def wait_for_shutdown(self) -> None:
+        """Returns when the engines have ended.
+
+        Raises:
+            LifecycleError: there is no coordinator.
+        """
+        self._coordinator("wait_for_shutdown").wait()
+
     def shutdown(self) -> None:
-        """Aborts what runs and gives the engine's memory back. Idempotent."""
-        self.engine.close()
+        """Aborts what runs, ends processes of its own and gives all memory back. Idempotent."""
+        self._mode.close()
 
     def __enter__(self) -> Self:
         return self

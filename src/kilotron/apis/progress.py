@@ -3,10 +3,7 @@
 import sys
 import time
 from types import TracebackType
-from typing import Any, Self
-
-from kilotron.engines.dynamic_engine import DynamicInferenceEngine
-from kilotron.scheduling.scheduled_request import ScheduledRequest
+from typing import Any, Protocol, Self
 
 # Work shorter than this shows nothing.
 _DELAY_S = 1.0
@@ -14,20 +11,34 @@ _REFRESH_S = 0.1
 _REQUESTS_FORMAT = "{percentage:3.0f}%|{bar}| {desc}, {elapsed}<{remaining}{postfix}"
 
 
+class RequestSource(Protocol):
+    """Whose progress is shown: an engine, or requests that run elsewhere."""
+
+    num_tokens_generated: int
+    num_requests_finished: int
+
+    @property
+    def num_unfinished_requests(self) -> int:
+        """Requests waiting or running."""
+
+    def num_requests_done(self) -> float:
+        """How much of the unfinished ones is done, in requests."""
+
+
 class RequestProgressBar:
     """Shows finished requests, tokens per second and the time left, once work has gone on for a moment.
 
     Args:
-        engine: whose requests; all that are unfinished when the first step is done count.
+        source: whose requests; all that are unfinished when the first step is done count.
         is_wanted: None shows the bar on a terminal only.
     """
 
-    def __init__(self, engine: DynamicInferenceEngine, is_wanted: bool | None) -> None:  # noqa: FBT001 - one caller
-        self._engine = engine
+    def __init__(self, source: RequestSource, is_wanted: bool | None) -> None:  # noqa: FBT001 - two callers
+        self._source = source
         self._is_wanted = sys.stderr.isatty() if is_wanted is None else is_wanted
         self._started = self._drawn = time.monotonic()
-        self._tokens_before = engine.num_tokens_generated
-        self._finished_before = engine.num_requests_finished
+        self._tokens_before = source.num_tokens_generated
+        self._finished_before = source.num_requests_finished
         self._bar: Any = None
 
     def update(self) -> None:
@@ -36,15 +47,15 @@ class RequestProgressBar:
         if not self._is_wanted or now - self._started < _DELAY_S or now - self._drawn < _REFRESH_S:
             return
         self._drawn = now
-        engine = self._engine
-        finished = engine.num_requests_finished - self._finished_before
-        total = finished + engine.num_unfinished_requests
+        source = self._source
+        finished = source.num_requests_finished - self._finished_before
+        total = finished + source.num_unfinished_requests
         if self._bar is None:
             self._bar = _open_bar(now - self._started, total=total, bar_format=_REQUESTS_FORMAT)
-        tokens = engine.num_tokens_generated - self._tokens_before
+        tokens = source.num_tokens_generated - self._tokens_before
         self._bar.set_description_str(f"{finished} of {total} requests", refresh=False)
         self._bar.set_postfix_str(f"{tokens / (now - self._started):.1f} tokens/s", refresh=False)
-        self._bar.n = finished + sum(map(_share_done, engine.scheduler.running))
+        self._bar.n = finished + source.num_requests_done()
         self._bar.refresh()
 
     def __enter__(self) -> Self:
@@ -88,12 +99,6 @@ class LoadProgressBar:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-def _share_done(item: ScheduledRequest) -> float:
-    """How much of a running request is done, if it takes all the tokens it may."""
-    request = item.request
-    return request.generated_length / request.max_generated if request.max_generated else 0.0
 
 
 def _open_bar(elapsed_s: float, **options: Any) -> Any:

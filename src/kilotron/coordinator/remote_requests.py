@@ -49,6 +49,18 @@ class RemoteRequests:
         self._facts = facts
         self._tokenizer = tokenizer
         self._intake = RequestIntake(PlainPromptTokenizer(tokenizer), limits, random_seed=random_seed)
+        self._running: set[InferenceRequest] = set()
+        self.num_tokens_generated = 0
+        self.num_requests_finished = 0
+
+    @property
+    def num_unfinished_requests(self) -> int:
+        """Requests of `run_all` that have not ended."""
+        return len(self._running)
+
+    def num_requests_done(self) -> float:
+        """How much of them is done, in requests: nothing is known before they end."""
+        return 0.0
 
     def build_all(
         self, prompts: Sequence[Prompt], sampling_params: SamplingParams | Sequence[SamplingParams] | None
@@ -93,18 +105,23 @@ class RemoteRequests:
             await stream.aclose()
 
     async def _run(self, request: InferenceRequest) -> None:
+        self._running.add(request)
         try:
             stream = self._submit(request)
             try:
                 async for outputs in stream:
                     for output in outputs:
                         take_in(request.choices[output.choice], output)
+                        self.num_tokens_generated += len(output.token_ids)
             finally:
                 await stream.aclose()
         except KilotronError as error:
             for choice in request.choices:
                 if not choice.is_finished:
                     choice.status, choice.finish_reason, choice.error = Status.FAILED, "error", error
+        finally:
+            self._running.discard(request)
+            self.num_requests_finished += 1
         for choice in request.choices:
             self._complete(choice)
 

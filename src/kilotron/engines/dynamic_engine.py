@@ -90,6 +90,11 @@ class DynamicInferenceEngine(AbstractEngine):
         """Requests waiting or running, each of n continuations counted."""
         return len(self._requests)
 
+    def num_requests_done(self) -> float:
+        """How much of the running requests is done, in requests, if they take all the tokens they may."""
+        running = [item.request for item in self.scheduler.running]
+        return sum(request.generated_length / request.max_generated for request in running if request.max_generated)
+
     @property
     def has_unfinished_requests(self) -> bool:
         """Whether a step has anything to do."""
