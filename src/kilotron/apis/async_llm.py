@@ -17,11 +17,13 @@ from kilotron.text_generation_controllers.stream_item import StreamItem
 from kilotron.tokenization import Tokenizer
 
 if TYPE_CHECKING:
+    from kilotron.apis.coordinator_mode import CoordinatorMode
+    from kilotron.apis.direct_mode import AsyncDirectMode
     from kilotron.models.gpt_model import GPTModel
     from kilotron.models.weight_loading import OnProgress
 
 
-class MegatronAsyncLLM(BaseLLM["AsyncDirectMode"]):
+class MegatronAsyncLLM(BaseLLM):
     """Like `MegatronLLM`, for callers inside a running event loop; any number of calls may be under way at once.
     `engine`, `context` and `controller` belong to the background thread.
 
@@ -32,6 +34,8 @@ class MegatronAsyncLLM(BaseLLM["AsyncDirectMode"]):
         >>> async with MegatronAsyncLLM() as llm:
         ...     request = await llm.generate("Once upon a time")
     """
+
+    _mode: "AsyncDirectMode | CoordinatorMode"
 
     def __init__(
         self,

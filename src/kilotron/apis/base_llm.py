@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from kilotron.apis.coordinator_mode import CoordinatorMode
 from kilotron.config import InferenceConfig, ResolvedConfig, ServeConfig
@@ -23,13 +23,11 @@ if TYPE_CHECKING:
 Params = SamplingParams | Sequence[SamplingParams] | None
 Conversation = Sequence[Mapping[str, object]]
 
-Direct = TypeVar("Direct", bound="DirectMode")
 
-
-class BaseLLM(Generic[Direct]):
+class BaseLLM:
     """A model with an engine around it, here or elsewhere; see `MegatronLLM` for the arguments."""
 
-    def __init__(self, mode: "Direct | CoordinatorMode") -> None:
+    def __init__(self, mode: "DirectMode | CoordinatorMode") -> None:
         self._mode = mode
 
     @property

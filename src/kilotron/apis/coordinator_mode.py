@@ -77,7 +77,9 @@ class CoordinatorMode:
         """The checkpoint's."""
         return SamplingParams.from_dict(self.facts.default_sampling)
 
-    def generate(self, prompts: Sequence[Prompt], params: Params, show_progress: bool | None) -> list[InferenceRequest]:
+    def generate(
+        self, prompts: Sequence[Prompt], params: Params, *, show_progress: bool | None
+    ) -> list[InferenceRequest]:
         """Returns when all have ended."""
         requests = self._checked(prompts, params)
         future = self.submit(self._requests.run_all(requests))
@@ -192,9 +194,9 @@ class CoordinatorMode:
         self._resources.callback(self._service.close)
         self.local: LocalReplica | None = None
         if not is_loaded_elsewhere:
-            from kilotron.apis.local_replica import LocalReplica
+            from kilotron.apis import local_replica
 
-            self.local = LocalReplica(self.credentials, model, tokenizer, config)  # type: ignore[arg-type]
+            self.local = local_replica.LocalReplica(self.credentials, model, tokenizer, config)  # type: ignore[arg-type]
             self._resources.callback(self.local.close)
         self._client = ClientThread(self.credentials)
         self._resources.callback(self._client.close)

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
-from typing import Never
 
 from kilotron.apis.assembly import Assembly, assemble
 from kilotron.apis.pending_requests import PendingRequests
@@ -12,7 +11,6 @@ from kilotron.async_stream import AsyncStream
 from kilotron.config import InferenceConfig
 from kilotron.engines.engine_thread import EngineThread
 from kilotron.engines.request_intake import Prompt
-from kilotron.errors import LifecycleError
 from kilotron.inference_request import InferenceRequest
 from kilotron.models.gpt_model import GPTModel
 from kilotron.models.weight_loading import OnProgress
@@ -46,7 +44,9 @@ class DirectMode:
         """The checkpoint's."""
         return self.assembly.default_sampling_params
 
-    def generate(self, prompts: Sequence[Prompt], params: Params, show_progress: bool | None) -> list[InferenceRequest]:
+    def generate(
+        self, prompts: Sequence[Prompt], params: Params, *, show_progress: bool | None
+    ) -> list[InferenceRequest]:
         """Runs the engine until all have ended."""
         with RequestProgressBar(self._engine, show_progress) as bar:
             return self._engine.generate(prompts, params, on_step=bar.update)
@@ -54,10 +54,6 @@ class DirectMode:
     def generate_stream(self, prompt: Prompt, params: SamplingParams | None) -> Iterator[StreamItem]:
         """Runs the engine as the caller reads."""
         return self._engine.generate_stream(prompt, params)
-
-    def refuse(self, what: str) -> Never:
-        """For what only a coordinator can do."""
-        raise LifecycleError(f"{what} needs a coordinator: build this object with use_coordinator=True")
 
     def close(self) -> None:
         """Idempotent."""

@@ -1,5 +1,5 @@
-"""The socket that a server's front ends share: bound once, before anything else is started, so that a mistake is told at
-once and early callers wait instead of being refused."""
+"""The socket that a server's front ends share: bound once, before anything else is started, so that a mistake is told
+at once and early callers wait instead of being refused."""
 
 import socket
 

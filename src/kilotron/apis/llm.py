@@ -1,4 +1,4 @@
-"""MegatronLLM: the synchronous API. Runs the engine in the caller's thread, or reaches engines through a coordinator."""
+"""MegatronLLM: the synchronous API. Runs the engine in the caller's thread, or asks a coordinator's."""
 
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import Future
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class MegatronLLM(BaseLLM["DirectMode"]):
+class MegatronLLM(BaseLLM):
     """A model ready to generate. Several threads may share it; their requests run in the same steps.
 
     Args:
         model: checkpoint folder, hub id, a ready `GPTModel`, or None for the bundled tiny model.
         tokenizer: folder or ready tokenizer; None takes the one beside the checkpoint.
         inference_config: the engine's options.
-        use_coordinator: run engines in processes of their own behind a coordinator, which pause, suspend and serve need.
-            A ready model's engine runs in a thread of this process.
+        use_coordinator: run engines in processes of their own behind a coordinator, which pause, suspend and serve
+            need. A ready model's engine runs in a thread of this process.
         coordinator_host: with a coordinator: listen there over tcp, encrypted, instead of inside this machine only.
         coordinator_port: the port; None takes a free one.
         data_parallel_size: with a coordinator: number of engines.
@@ -95,7 +95,7 @@ class MegatronLLM(BaseLLM["DirectMode"]):
             InvalidRequestError: a prompt or its params are wrong; nothing was started.
             EngineClosedError: it was shut down.
         """
-        return self._mode.generate(as_prompts(prompts), sampling_params, show_progress)
+        return self._mode.generate(as_prompts(prompts), sampling_params, show_progress=show_progress)
 
     def generate_stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[StreamItem]:
         """Yields one prompt's continuation as it grows; leaving the loop early aborts it.
