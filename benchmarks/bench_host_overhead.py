@@ -45,7 +45,7 @@ class PhaseClock:
             (engine.controller, "generate_step", "generate"),
             (engine.controller.inference_wrapped_model, "run_one_forward_step", "run"),
             (engine.controller, "sample_from_logits", "sample"),
-            (engine.controller, "update_generation_status", "end"),
+            (engine, "_update_generation_status", "end"),
             (engine.scheduler, "resolve_step", "resolve"),
             (engine, "_publish", "publish"),
         ]

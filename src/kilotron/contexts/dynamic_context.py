@@ -50,7 +50,7 @@ class DynamicInferenceContext:
 
     def close(self) -> None:
         """Gives the cache's memory back. Idempotent."""
-        self.storage.close()
+        self.storage.release()
 
     def _lay_out(self, rows: list[RowPlan]) -> InferenceBatch:
         block_size = self.shape.block_size

@@ -14,7 +14,10 @@ from typing import Concatenate, ParamSpec, TypeVar
 from kilotron.contexts.dynamic_context import DynamicInferenceContext
 from kilotron.engines.abstract_engine import AbstractEngine
 from kilotron.engines.interruption import run_uninterrupted
+from kilotron.engines.load_figures import EngineCounts, EngineLoadFigures
 from kilotron.engines.request_intake import Prompt, RequestIntake, spread_params
+from kilotron.engines.request_timeline import RequestTimeline
+from kilotron.engines.suspend_resume import CacheSuspension, EngineSuspendedError, KVMode
 from kilotron.errors import (
     DeadlineExceededError,
     EngineClosedError,
@@ -28,7 +31,7 @@ from kilotron.errors import (
 from kilotron.inference_request import InferenceRequest, Status
 from kilotron.sampling_params import SamplingParams
 from kilotron.scheduling.scheduler import Scheduler
-from kilotron.scheduling.step_plan import StepPlan
+from kilotron.scheduling.step_plan import RowPlan, StepPlan, StepResult
 from kilotron.text_generation_controllers.generation_progress import GenerationProgress
 from kilotron.text_generation_controllers.stream_item import StreamItem
 from kilotron.text_generation_controllers.text_generation_controller import TextGenerationController
@@ -65,6 +68,7 @@ class DynamicInferenceEngine(AbstractEngine):
         context: owns the KV cache and lays out batches.
         controller: runs the model and samples.
         intake: checks and numbers requests.
+        timeline: takes down what happens to each request.
     """
 
     def __init__(
@@ -73,17 +77,22 @@ class DynamicInferenceEngine(AbstractEngine):
         context: DynamicInferenceContext,
         controller: TextGenerationController,
         intake: RequestIntake,
+        timeline: RequestTimeline | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.context = context
         self.controller = controller
         self.intake = intake
+        self.timeline = timeline
+        self._suspension = CacheSuspension(scheduler, context.storage)
         self._requests: dict[int, InferenceRequest] = {}
         self._listeners: dict[int, Listener] = {}
         self._closed_because: str | None = None
         self.lock = threading.RLock()
         self.num_tokens_generated = 0
-        self.num_requests_finished = 0
+        self._counts = EngineCounts()
+        self.step_started: float | None = None
+        """When the running step began, by the monotonic clock; None between steps. For a watchdog, without the lock."""
 
     @property
     def num_unfinished_requests(self) -> int:
@@ -99,6 +108,34 @@ class DynamicInferenceEngine(AbstractEngine):
     def has_unfinished_requests(self) -> bool:
         """Whether a step has anything to do."""
         return bool(self._requests)
+
+    @property
+    def num_requests_finished(self) -> int:
+        """Requests that ended, for whatever reason, each of n continuations counted."""
+        return sum(self._counts.finished.copy().values())
+
+    def read_load(self) -> EngineLoadFigures:
+        """What was done and what is to do, for metrics. From any thread: it waits for no step."""
+        scheduler, counts = self.scheduler, self.scheduler.counts
+        allocator = scheduler.allocator
+        return EngineLoadFigures(
+            num_steps=scheduler.step,
+            num_steps_failed=self._counts.steps_failed,
+            num_tokens_generated=self.num_tokens_generated,
+            num_prompt_tokens_computed=counts.prompt_computed,
+            num_prompt_tokens_cached=counts.prompt_cached,
+            num_prefix_tokens_queried=counts.queried,
+            num_prefix_tokens_hit=counts.hit,
+            num_preemptions=scheduler.num_preemptions,
+            num_requests_finished=self._counts.finished.copy(),
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_blocks_owned=allocator.num_owned,
+            num_blocks_cached=allocator.cache.num_unowned,
+            num_blocks_free=allocator.num_free,
+            step_started=self.step_started,
+            kv_mode=self._suspension.kv_mode,
+        )
 
     @_exclusive
     def add_request(
@@ -125,39 +162,43 @@ class DynamicInferenceEngine(AbstractEngine):
         if request.status != Status.WAITING_IN_QUEUE or request.request_id in self._requests:
             raise InvalidRequestError(f"request {request.request_id} was added before; build a new one")
         self.scheduler.check_admissible(request)
+        self._start(request.choices)
         for choice in request.choices:
-            self.controller.start_request(choice)
-            if _needs_the_model(choice):
-                self.scheduler.add_request(choice)
             # Only what can end is registered: whatever is here counts as unfinished.
             self._requests[choice.request_id] = choice
             if listener is not None:
                 self._listeners[choice.request_id] = listener
-            if not _needs_the_model(choice):
+            if self.timeline is not None:
+                self.timeline.queue(choice)
+        if not _needs_the_model(request):
+            for choice in request.choices:
                 self._end(choice, "length")
         return request
 
     @_exclusive
     def step(self) -> list[InferenceRequest]:
-        """Runs one step and returns the requests that ended in it."""
+        """Runs one step and returns the requests that ended in it.
+
+        A fault of one request ends that request, a fault in the model those that the step ran, and a fault in the
+        scheduler all there are; the engine goes on after each.
+
+        Raises:
+            Exception: what the scheduler failed with, twice in a row; the engine is of no more use and must be closed.
+            EngineSuspendedError: rather than doing nothing, so that no loop spins on a suspended engine.
+        """
         self._check_open()
-        now = time.monotonic()
-        expired = [self._end(request, "deadline") for request in self.scheduler.take_expired(now)]
-        plan = self.scheduler.plan_step(now)
-        if plan is None:
-            return expired
+        if self._suspension.kv_mode is not None:
+            raise EngineSuspendedError(f"the engine is suspended ({self._suspension.kv_mode}); resume it first")
+        self.step_started = now = time.monotonic()
         try:
-            batch = self.context.prepare_batch(plan)
-            result = self.controller.generate_step(plan, batch)
-            ended = self.controller.update_generation_status(plan, result)
-        except Exception as error:
-            return expired + self._fail_step(plan, error)
-        self.scheduler.resolve_step(plan, result, {request.request_id for request in ended})
-        self.num_tokens_generated += len(result.token_ids)
-        for request in ended:
-            self._end(request)
-        self._publish(plan)
-        return expired + ended
+            return self._take_expired(now) + self._run_step(now)
+        finally:
+            self.step_started = None
+
+    @_exclusive
+    def end_expired(self) -> list[InferenceRequest]:
+        """Ends the requests past their deadline, as each step does; for when no step is run."""
+        return self._take_expired(time.monotonic())
 
     @_exclusive
     def abort(self, request_id: int) -> None:
@@ -171,6 +212,45 @@ class DynamicInferenceEngine(AbstractEngine):
             raise RequestNotFoundError(f"request {request_id} is not running or waiting; it ended, or never was")
         self.scheduler.abort(request_id)
         self._end(request, "abort")
+
+    @_exclusive
+    def abort_all(self) -> list[InferenceRequest]:
+        """Ends every request now, as `abort` does, and returns them."""
+        unfinished = list(self._requests.values())
+        self._abort_unfinished(unfinished)
+        return unfinished
+
+    @_exclusive
+    def suspend(self, kv_mode: KVMode) -> int:
+        """Stops running steps and gives memory of the KV cache back; returns how many bytes. Repeats change nothing.
+
+        Requests may still come, be aborted and run out of time. Resumed, all go on with the tokens they would have
+        had without this.
+
+        Args:
+            kv_mode: "persist" frees nothing; "offload" moves what the cache holds to the host, on a CPU into an
+                unlinked file in TMPDIR; "recompute" drops it, and running requests wait to be computed again.
+
+        Raises:
+            ConfigError: there is no such mode.
+            SuspendFailedError: there is no room on the host; the engine goes on unchanged.
+        """
+        self._check_open()
+        stopped = [item.request for item in self.scheduler.running]
+        num_bytes = self._suspension.suspend(kv_mode)
+        if self.timeline is not None and stopped and not self.scheduler.running:
+            self.timeline.preempt(stopped, "suspended", time.monotonic())
+        return num_bytes
+
+    @_exclusive
+    def resume(self) -> None:
+        """Takes the KV cache into use again, so that steps can run. Nothing if it is in use.
+
+        Raises:
+            SuspendFailedError: there is no memory for it; the engine stays suspended.
+        """
+        self._check_open()
+        self._suspension.resume()
 
     def generate(
         self,
@@ -269,23 +349,107 @@ class DynamicInferenceEngine(AbstractEngine):
             except Exception:
                 _log.exception("request %d: the scheduler could not let go of it", request.request_id)
             self._end(request, "abort")
+        self._suspension.close()
         self.context.close()
+
+    def _start(self, choices: Sequence[InferenceRequest]) -> None:
+        """Lets controller and scheduler know of all choices, or of none."""
+        started = []
+        try:
+            for choice in choices:
+                self.controller.start_request(choice)
+                started.append(choice)
+            if _needs_the_model(choices[0]):
+                for choice in choices:
+                    self.scheduler.add_request(choice)
+        except BaseException:
+            for choice in started:
+                self.scheduler.abort(choice.request_id)
+                self.controller.end_request(choice.request_id)
+            raise
+
+    def _take_expired(self, now: float) -> list[InferenceRequest]:
+        return [self._end(request, "deadline") for request in self.scheduler.take_expired(now)]
+
+    def _run_step(self, now: float) -> list[InferenceRequest]:
+        try:
+            plan = self.scheduler.plan_step(now)
+        except Exception as error:
+            return self._fail_everything(error)
+        if plan is None:
+            return []
+        if self.timeline is not None:
+            self.timeline.begin_step(plan, self._requests, now)
+        try:
+            batch = self.context.prepare_batch(plan)
+            result = self.controller.generate_step(plan, batch)
+        except Exception as error:
+            return self._fail_step(plan, error)
+        ended = self._update_generation_status(plan, result)
+        try:
+            self.scheduler.resolve_step(plan, result, {request.request_id for request in ended})
+        except Exception as error:
+            return self._fail_everything(error)
+        self._counts.scheduler_faults_in_a_row = 0
+        self.num_tokens_generated += len(result.token_ids)
+        for request in ended:
+            self._end(request)
+        self._publish(plan)
+        return ended
+
+    def _update_generation_status(self, plan: StepPlan, result: StepResult) -> list[InferenceRequest]:
+        """Gives each request its new token and returns those that ended; one that cannot take it ends alone."""
+        ended = []
+        tokens = iter(result.token_ids)
+        update = self.controller.update_generation_status
+        for row in plan.rows:
+            token_id = next(tokens) if row.samples else None
+            try:
+                request = update(row, token_id, result)
+            except Exception as error:
+                request = self._fail_row(row, error)
+            if request is not None:
+                ended.append(request)
+        return ended
+
+    def _fail_row(self, row: RowPlan, cause: Exception) -> InferenceRequest:
+        """A request could not take its token: it fails, the step's other rows go on."""
+        _log.error("request %d could not take its token", row.request_id, exc_info=cause)
+        progress = self.controller.progress_of(row.request_id)
+        message = f"request {row.request_id}: its output could not be made: {type(cause).__name__}: {cause}"
+        _finish(progress, "error", _caused(StepFailedError(message), cause))
+        return progress.request
 
     def _fail_step(self, plan: StepPlan, cause: Exception) -> list[InferenceRequest]:
         """A step raised: the requests it ran fail, the waiting ones and the engine go on."""
         if not plan.rows:
-            raise cause
+            return self._fail_everything(cause)
         _log.error("step %d failed with %d rows", plan.step, len(plan.rows), exc_info=cause)
+        self._counts.steps_failed += 1
         failed = []
         for row in plan.rows:
-            request = self._requests[row.request_id]
             self.scheduler.abort(row.request_id)
-            request.error = StepFailedError(
-                f"request {request.request_id}: a step failed with {type(cause).__name__}: {cause}"
-            )
-            request.error.__cause__ = cause
-            failed.append(self._end(request, "error"))
+            failed.append(self._fail(self._requests[row.request_id], cause))
         return failed
+
+    def _fail_everything(self, cause: Exception) -> list[InferenceRequest]:
+        """The scheduler failed, a fault of ours: nobody knows what its books are worth, so that all requests fail and
+        it starts anew. If that does not help, the fault is raised: an engine that can do nothing must not look alive.
+        """
+        self._counts.steps_failed += 1
+        self._counts.scheduler_faults_in_a_row += 1
+        if self._counts.scheduler_faults_in_a_row > 1:
+            raise cause
+        _log.error("step %d could not be planned or resolved", self.scheduler.step, exc_info=cause)
+        self.scheduler.reset()
+        return [self._fail(request, cause) for request in list(self._requests.values())]
+
+    def _fail(self, request: InferenceRequest, cause: Exception) -> InferenceRequest:
+        if request.finish_reason is not None:  # it had just ended
+            return self._end(request)
+        message = f"request {request.request_id}: a step failed with {type(cause).__name__}: {cause}"
+        request.error = _caused(StepFailedError(message), cause)
+        return self._end(request, "error")
 
     def _publish(self, plan: StepPlan) -> None:
         """Hands new output to whoever listens; a request's last piece comes when it ends."""
@@ -308,7 +472,9 @@ class DynamicInferenceEngine(AbstractEngine):
             request.prompt_tokens = []
         request.timings.finished = time.monotonic()
         request.status = _FINAL_STATUS.get(request.finish_reason or "", Status.COMPLETED)
-        self.num_requests_finished += 1
+        self._counts.finish(request.finish_reason or "error")
+        if self.timeline is not None:
+            self.timeline.finish(request)
         del self._requests[request.request_id]
         listener = self._listeners.pop(request.request_id, None)
         if listener is not None:
@@ -339,6 +505,11 @@ def _error_of(request: InferenceRequest, reason: str) -> KilotronError | None:
     return None
 
 
+def _caused(error: StepFailedError, cause: Exception) -> StepFailedError:
+    error.__cause__ = cause
+    return error
+
+
 def _finish(progress: GenerationProgress, reason: str, error: KilotronError | None) -> None:
     """A request ends even if its text cannot be completed."""
     try:
@@ -353,12 +524,19 @@ def _finish(progress: GenerationProgress, reason: str, error: KilotronError | No
 
 def _give(listener: Listener, progress: GenerationProgress) -> bool:
     """Hands over what is new; False when the listener failed, which must not hurt other requests."""
-    item = progress.take_item()
+    request = progress.request
+    try:
+        item = progress.take_item()
+    except Exception:
+        _log.exception("request %d: its output could not be handed over", request.request_id)
+        if request.finish_reason is None:
+            return False
+        item = StreamItem("", (), None, None, request.finish_reason)  # of the end, at least, its listener must hear
     if item is None:
         return True
     try:
-        listener(progress.request, item)
+        listener(request, item)
     except Exception:
-        _log.exception("request %d: its listener failed", progress.request.request_id)
+        _log.exception("request %d: its listener failed", request.request_id)
         return False
     return True

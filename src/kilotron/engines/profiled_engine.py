@@ -71,7 +71,7 @@ class ProfiledWrapper(GPTInferenceWrapper):
 
 
 class ProfiledController(TextGenerationController):
-    """Records `generate`, the `sample` in it, and `end`."""
+    """Records `generate` and the `sample` in it."""
 
     def __init__(self, *args: Any, trace: Trace, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -85,13 +85,9 @@ class ProfiledController(TextGenerationController):
         """See `TextGenerationController`."""
         return self.trace.run(super().sample_from_logits, logits, slots, positions, name="sample", category=HOP)
 
-    def update_generation_status(self, plan: StepPlan, result: StepResult) -> list[InferenceRequest]:
-        """See `TextGenerationController`."""
-        return self.trace.run(super().update_generation_status, plan, result, name="end", category=HOP)
-
 
 class ProfiledEngine(DynamicInferenceEngine):
-    """Records `step` and `publish`, and writes the trace when it is closed."""
+    """Records `step`, `end` and `publish`, and writes the trace when it is closed."""
 
     scheduler: ProfiledScheduler
 
@@ -114,6 +110,9 @@ class ProfiledEngine(DynamicInferenceEngine):
             finally:
                 if was_open:
                     self.trace.write()
+
+    def _update_generation_status(self, plan: StepPlan, result: StepResult) -> list[InferenceRequest]:
+        return self.trace.run(super()._update_generation_status, plan, result, name="end", category=HOP)
 
     def _publish(self, plan: StepPlan) -> None:
         self.trace.run(super()._publish, plan, name="publish", category=HOP)

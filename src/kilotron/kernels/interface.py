@@ -298,6 +298,18 @@ class KernelBackend(Protocol):
         """Prepares blocks in all layers for a new owner: nothing that an earlier one left (a NaN, say) may reach it."""
         ...
 
+    def read_kv_blocks(self, kv_layers: list[KVLayer], block_ids: list[int]) -> Tensor:
+        """What blocks hold, on the host: [blocks, bytes of a block over all layers] uint8, for `write_kv_blocks`."""
+        ...
+
+    def write_kv_blocks(self, kv_layers: list[KVLayer], block_ids: list[int], contents: Tensor) -> None:
+        """Puts back what `read_kv_blocks` gave, into these blocks of a cache of the same shape."""
+        ...
+
+    def release_unused_memory(self) -> None:
+        """Gives the device what is freed but kept for later, such as a cache nobody holds any more."""
+        ...
+
     def rotate_and_append(
         self, heads: Tensor, norms: HeadNorms | None, rotation: Rotation | None, kv: KVLayer, kv_slots: Tensor
     ) -> Tensor:

@@ -28,7 +28,7 @@ from kilotron.trace import Trace
 OPERATION = "operation"
 """The category of what a step calls."""
 LOADING = "loading"
-"""The category of what is called once, before the first step."""
+"""The category of what is called between steps: before the first one, or when the engine is suspended and resumed."""
 
 R = TypeVar("R")
 
@@ -107,6 +107,20 @@ class ProfiledBackend:
     def clear_kv_blocks(self, kv_layers: list[KVLayer], block_ids: list[int]) -> None:
         """See `KernelBackend`."""
         self._run("clear_kv_blocks", {"blocks": len(block_ids)}, self._kernels.clear_kv_blocks, kv_layers, block_ids)
+
+    def read_kv_blocks(self, kv_layers: list[KVLayer], block_ids: list[int]) -> Tensor:
+        """See `KernelBackend`."""
+        figures = {"blocks": len(block_ids)}
+        return self._load("read_kv_blocks", figures, self._kernels.read_kv_blocks, kv_layers, block_ids)
+
+    def write_kv_blocks(self, kv_layers: list[KVLayer], block_ids: list[int], contents: Tensor) -> None:
+        """See `KernelBackend`."""
+        figures = {"blocks": len(block_ids)}
+        self._load("write_kv_blocks", figures, self._kernels.write_kv_blocks, kv_layers, block_ids, contents)
+
+    def release_unused_memory(self) -> None:
+        """See `KernelBackend`; this is no operation, and not on record."""
+        self._kernels.release_unused_memory()
 
     def rotate_and_append(
         self, heads: Tensor, norms: HeadNorms | None, rotation: Rotation | None, kv: KVLayer, kv_slots: Tensor

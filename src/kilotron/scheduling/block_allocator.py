@@ -73,6 +73,15 @@ class DynamicBlockAllocator:
         self._free += self.cache.forget(block_ids)
         self.free(block_ids)
 
+    def clear_cache(self) -> None:
+        """Nothing that is cached can be found any more; blocks without owners become free."""
+        self._free += self.cache.clear()
+
+    def used_block_ids(self) -> list[int]:
+        """The blocks that hold something: owned or cached."""
+        free = set(self._free)
+        return [block_id for block_id in range(1, self.num_blocks) if block_id not in free]
+
     def check_ledger(self, owners: Sequence[Sequence[int]]) -> list[str]:
         """What is wrong with the books, given each owner's block ids; empty when they balance."""
         counted = [0] * self.num_blocks

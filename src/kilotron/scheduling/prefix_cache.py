@@ -13,6 +13,8 @@ import heapq
 from array import array
 from collections.abc import Sequence
 
+from kilotron.scheduling.cache_events import BlockRemoved, BlockStored, CacheCleared, CacheEventSink
+
 
 class _Entry:
     """A cached block."""
@@ -57,6 +59,8 @@ class PrefixCache:
     """Cached blocks by chain value, with leaf-first least-recently-used eviction."""
 
     def __init__(self) -> None:
+        self.on_event: CacheEventSink | None = None
+        """Told of every block stored and removed, if anybody wants to know."""
         self._by_chain: dict[bytes, _Entry] = {}
         self._by_block: dict[int, _Entry] = {}
         # (last_used, block id) of leaves; an entry that changed since is stale and skipped when popped.
@@ -96,6 +100,8 @@ class PrefixCache:
         self._by_block[block_id] = entry
         if entry.parent_entry is not None:
             entry.parent_entry.num_children += 1
+        if self.on_event is not None:
+            self.on_event(BlockStored(chain, parent, entry.tokens))
         return True
 
     def mark_owned(self, block_id: int) -> None:
@@ -137,6 +143,21 @@ class PrefixCache:
             self._drop(entry)
         return [entry.block_id for entry in dropped if not entry.is_owned]
 
+    def clear(self) -> list[int]:
+        """Drops all blocks, owned or not; returns those that nobody owns."""
+        unowned = [entry.block_id for entry in self._by_block.values() if not entry.is_owned]
+        self._by_chain.clear()
+        self._by_block.clear()
+        self._leaves.clear()
+        self._num_unowned = 0
+        if self.on_event is not None:
+            self.on_event(CacheCleared())
+        return unowned
+
+    def list_stored(self) -> list[BlockStored]:
+        """All that can be found, each block after the one it continues: what a newcomer has to be told first."""
+        return [BlockStored(entry.chain, entry.parent, entry.tokens) for entry in self._by_block.values()]
+
     def _drop(self, entry: _Entry) -> None:
         del self._by_block[entry.block_id]
         del self._by_chain[entry.chain]
@@ -147,6 +168,8 @@ class PrefixCache:
             parent.num_children -= 1
             if self._by_block.get(parent.block_id) is parent:
                 self._offer(parent)
+        if self.on_event is not None:
+            self.on_event(BlockRemoved(entry.chain))
 
     def _is_leaf(self, entry: _Entry) -> bool:
         return not entry.is_owned and entry.num_children == 0

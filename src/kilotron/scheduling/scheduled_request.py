@@ -1,7 +1,16 @@
 """ScheduledRequest: what the scheduler knows of one request, waiting or running."""
 
+from typing import NamedTuple
+
 from kilotron.inference_request import InferenceRequest
 from kilotron.scheduling.prefix_cache import chain_root, chain_value
+
+
+class FoundPrefix(NamedTuple):
+    """Cached blocks that hold a request's first tokens; still right while the last one's registration is the same."""
+
+    block_ids: list[int]
+    registration: int | None
 
 
 class ScheduledRequest:
@@ -12,10 +21,10 @@ class ScheduledRequest:
         "block_ids",
         "chains",
         "found",
-        "found_registration",
         "is_private",
         "num_bypassed",
         "num_computed",
+        "num_prompt_left",
         "num_registered",
         "num_scored",
         "queued_step",
@@ -30,6 +39,8 @@ class ScheduledRequest:
         self.arrival_order = arrival_order
         self.queued_step = queued_step
         self.token_ids = list(request.prompt_tokens)
+        self.num_prompt_left = len(self.token_ids)
+        """Prompt tokens that were never computed or found cached, not even before a preemption."""
         self.num_computed = 0
         self.block_ids: list[int] = []
         self.slot: int | None = None
@@ -40,9 +51,8 @@ class ScheduledRequest:
         self.is_private = False
         """Whether it found its content registered by another's block, or its own one dropped, so that its later blocks
         must stay private: a cached block's owners own all its ancestors."""
-        self.found: list[int] = []
-        """Cached blocks found when last looked for; still right while the last one's registration is the same."""
-        self.found_registration: int | None = None
+        self.found: FoundPrefix | None = None
+        """Cached blocks found when last looked for."""
         self.scores_prompt = request.sampling_params.wants_prompt_log_probs
         self.num_scored = 0
         """Prompt positions whose log-probabilities were returned."""

@@ -15,9 +15,10 @@ from kilotron.scheduling.block_allocator import DynamicBlockAllocator
 from kilotron.scheduling.capacity import check_capacity
 from kilotron.scheduling.preemption import choose_victim
 from kilotron.scheduling.prefix_cache import PrefixCache
-from kilotron.scheduling.scheduled_request import ScheduledRequest
+from kilotron.scheduling.scheduled_request import FoundPrefix, ScheduledRequest
 from kilotron.scheduling.step_plan import Admission, RowPlan, StepPlan, StepResult
 from kilotron.scheduling.step_planner import SchedulerLimits, StepBudget, blocks_missing, plan_row
+from kilotron.scheduling.token_counts import TokenCounts
 from kilotron.scheduling.waiting_queue import WaitingQueue
 
 # Waiting requests looked at behind one that does not fit (or waits for a block that is being computed), and how often
@@ -37,6 +38,7 @@ class Scheduler:
         """In order of importance."""
         self.step = 0
         self.num_preemptions = 0
+        self.counts = TokenCounts()
         self._requests: dict[int, ScheduledRequest] = {}
         self._free_slots = list(range(limits.max_requests - 1, -1, -1))
         self._deadlines: list[tuple[float, int]] = []
@@ -106,9 +108,10 @@ class Scheduler:
             return None
         self.step += 1
         budget = StepBudget(self.limits, len(self.running))
-        rows = self._plan_running(budget)
+        preempted: list[int] = []
+        rows = self._plan_running(budget, preempted)
         admissions = self._admit(budget, rows, now)
-        return StepPlan(self.step, rows, admissions)
+        return StepPlan(self.step, rows, admissions, preempted)
 
     def resolve_step(self, plan: StepPlan, result: StepResult, ended: Collection[int]) -> None:
         """Takes in what a step gave: new tokens of the rows that sampled, and the requests that ended by it."""
@@ -119,6 +122,8 @@ class Scheduler:
             item = self._requests[request_id]
             before = item.num_computed
             item.num_computed = after = before + len(row.token_ids)
+            if item.num_prompt_left:
+                self.counts.compute(item)
             if before // block_size != after // block_size and request_id not in faults:
                 self._register(item)
             if row.score is not None:
@@ -130,6 +135,31 @@ class Scheduler:
                 self._stop(item, is_faulty=request_id in faults)
             elif row.samples:
                 item.request.status = Status.ACTIVE_AND_GENERATING_TOKENS
+
+    def preempt_all(self) -> list[int]:
+        """Stops every running request, to be computed again later; returns their ids. Not between plan and resolve."""
+        stopped = list(reversed(self.running))
+        for item in stopped:
+            self._preempt(item)
+        return [item.request.request_id for item in stopped]
+
+    def clear_prefix_cache(self) -> None:
+        """Nothing computed so far can be found by others any more."""
+        self.allocator.clear_cache()
+
+    def reset(self) -> None:
+        """Forgets all requests and blocks, whatever state a fault left the books in. What was counted stays."""
+        cache = self.allocator.cache
+        cache.clear()
+        fresh = PrefixCache()
+        fresh.on_event = cache.on_event
+        self.allocator = DynamicBlockAllocator(self.allocator.num_blocks, fresh)
+        self.waiting = WaitingQueue(self.limits.aging_steps)
+        self.running = []
+        self._requests = {}
+        self._free_slots = list(range(self.limits.max_requests - 1, -1, -1))
+        self._deadlines = []
+        self._expected = {}
 
     def check_ledger(self) -> list[str]:
         """What is wrong with the books; empty when all is well."""
@@ -143,7 +173,7 @@ class Scheduler:
             problems.append("blocks are expected of nobody")
         return problems
 
-    def _plan_running(self, budget: StepBudget) -> list[RowPlan]:
+    def _plan_running(self, budget: StepBudget, preempted: list[int]) -> list[RowPlan]:
         rows: list[RowPlan] = []
         block_size = self.limits.block_size
         index = 0
@@ -155,7 +185,7 @@ class Scheduler:
             if length == 0:
                 continue
             count = blocks_missing(item, length, block_size)
-            granted = self._grant(item, count) if count > 0 else []
+            granted = self._grant(item, count, preempted) if count > 0 else []
             if granted is None:
                 # It was itself the least important and is waiting again; so it was the last in the list.
                 break
@@ -166,7 +196,7 @@ class Scheduler:
         budget.rows_to_come = 0
         return rows
 
-    def _grant(self, item: ScheduledRequest, count: int) -> list[int] | None:
+    def _grant(self, item: ScheduledRequest, count: int, preempted: list[int]) -> list[int] | None:
         """Blocks for a running request, taken from the least important ones if need be; None if that is itself."""
         while True:
             granted = self.allocator.allocate(count)
@@ -174,6 +204,7 @@ class Scheduler:
                 return granted
             victim = choose_victim(self.running)
             self._preempt(victim)
+            preempted.append(victim.request.request_id)
             if victim is item:
                 return None
 
@@ -238,6 +269,8 @@ class Scheduler:
             raise RuntimeError(f"{count} blocks were available and are not")
         if item.request.timings.admitted is None:
             item.request.num_cached_tokens = item.num_computed
+            may_read_cache = limits.enable_prefix_caching and not item.scores_prompt
+            self.counts.admit(item, may_read_cache=may_read_cache)
         item.slot = self._free_slots.pop()
         item.num_registered = len(cached)
         item.block_ids = cached + granted
@@ -277,8 +310,9 @@ class Scheduler:
             usable = min(usable, item.num_scored)
         cache = self.allocator.cache
         found: list[int] = []
-        if item.found and cache.registration(item.found[-1]) == item.found_registration:
-            found = item.found[: usable // block_size]
+        known = item.found
+        if known is not None and cache.registration(known.block_ids[-1]) == known.registration:
+            found = known.block_ids[: usable // block_size]
         for index in range(len(found), usable // block_size):
             tokens = item.token_ids[index * block_size : (index + 1) * block_size]
             chain = item.chain(index + 1, block_size)
@@ -287,7 +321,7 @@ class Scheduler:
                 break
             found.append(block_id)
         if found:
-            item.found, item.found_registration = found.copy(), cache.registration(found[-1])
+            item.found = FoundPrefix(found.copy(), cache.registration(found[-1]))
         return found
 
     def _is_expected(self, item: ScheduledRequest, num_cached: int) -> bool:

@@ -58,6 +58,8 @@ class StepPlan:
     step: int
     rows: list[RowPlan]
     admissions: list[Admission] = field(default_factory=list)
+    preempted: list[int] = field(default_factory=list)
+    """Ids of requests that were stopped to make room. They are waiting again, or were even admitted anew."""
 
     @property
     def num_tokens(self) -> int:

@@ -82,29 +82,27 @@ class TextGenerationController:
         """One token per row of `logits` [rows, padded vocabulary]; override it to sample in a way of your own."""
         return self._sampler.sample(logits, slots, positions)
 
-    def update_generation_status(self, plan: StepPlan, result: StepResult) -> list[InferenceRequest]:
-        """Gives each request its new token and returns those that ended, their text complete."""
-        ended = []
-        tokens, scores, faults = iter(result.token_ids), result.scores, result.faults
-        for request_id, prompt_scores in result.prompt_scores.items():
-            self._progress[request_id].add_prompt_scores(prompt_scores)
-        for row in plan.rows:
-            request_id = row.request_id
-            progress = self._progress[request_id]
-            token_id = next(tokens) if row.samples else None
-            if request_id in faults:
-                continue
-            if request_id in scores:
-                progress.add_scores(scores[request_id])
-            reason = progress.advance(token_id) if token_id is not None else _end_of_scoring(row, progress.request)
-            if reason is not None:
-                self.detokenize_generations(progress, reason)
-                ended.append(progress.request)
-        for request_id, message in faults.items():
-            progress = self._progress[request_id]
-            progress.finish("error", NumericalError(f"request {request_id}: {message}"))
-            ended.append(progress.request)
-        return ended
+    def update_generation_status(
+        self, row: RowPlan, token_id: int | None, result: StepResult
+    ) -> InferenceRequest | None:
+        """Gives a row's request its new token, if the row samples; returns the request if it ended, its text complete.
+
+        What is raised here is this request's fault alone: the engine ends it, and goes on with the step's other rows.
+        """
+        request_id = row.request_id
+        progress = self._progress[request_id]
+        if request_id in result.prompt_scores:
+            progress.add_prompt_scores(result.prompt_scores[request_id])
+        if request_id in result.faults:
+            progress.finish("error", NumericalError(f"request {request_id}: {result.faults[request_id]}"))
+            return progress.request
+        if request_id in result.scores:
+            progress.add_scores(result.scores[request_id])
+        reason = progress.advance(token_id) if token_id is not None else _end_of_scoring(row, progress.request)
+        if reason is None:
+            return None
+        self.detokenize_generations(progress, reason)
+        return progress.request
 
     def detokenize_generations(self, progress: GenerationProgress, reason: str) -> None:
         """Completes the text of a request that ends with `reason`."""

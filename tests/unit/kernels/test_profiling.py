@@ -13,7 +13,8 @@ from kilotron.kernels.profiling import NamedWeights, ProfiledBackend
 from kilotron.kernels.reference.backend import ReferenceBackend
 from kilotron.trace import Trace
 
-NOT_OPERATIONS = {"free_memory_bytes", "pack_layers"}
+NOT_OPERATIONS = {"free_memory_bytes", "pack_layers", "release_unused_memory"}
+GIVE_NOTHING = {"clear_kv_blocks", "write_kv_blocks"}
 OPERATIONS = sorted(name for name, member in vars(KernelBackend).items() if isfunction(member) and name[0] != "_")
 X = torch.ones(3, 4)
 HEADS = torch.ones(3, 2, 8)
@@ -27,6 +28,8 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "layer_norm": (X, X[0], None, 1e-6),
     "allocate_kv": (SHAPE,),
     "clear_kv_blocks": (["layer"], [1, 2]),
+    "read_kv_blocks": (["layer"], [1, 2]),
+    "write_kv_blocks": (["layer"], [1, 2], X),
     "rotate_and_append": (HEADS, None, None, "kv", torch.zeros(3)),
     "plan_attention": (Mock(num_new=[1, 1, 1]), 8),
     "paged_attention": (HEADS, "kv", "plan", Mock(window=16)),
@@ -56,7 +59,7 @@ def test_every_operation_of_the_interface_is_handed_on_and_recorded(trace: Trace
     plain = tuple(each.packed if isinstance(each, NamedWeights) else each for each in arguments)
     assert inner.call_args.args == plain
     given = result.packed if isinstance(result, NamedWeights) else result
-    assert given is (None if operation == "clear_kv_blocks" else inner.return_value)
+    assert given is (None if operation in GIVE_NOTHING else inner.return_value)
     assert [total.name.split()[0] for total in trace.totals()] == [operation]
 
 

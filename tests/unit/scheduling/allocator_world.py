@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from kilotron.scheduling.block_allocator import DynamicBlockAllocator
 from kilotron.scheduling.prefix_cache import chain_root, chain_value
+from unit.scheduling.cache_mirror import CacheMirror
 
 BLOCK_SIZE = 2
 Path = tuple[str, tuple[int, ...]]
@@ -85,6 +86,7 @@ class AllocatorWorld:
 
     def __init__(self, allocator: DynamicBlockAllocator) -> None:
         self.allocator = allocator
+        self.mirror = CacheMirror(allocator.cache)
         self.model = Model(allocator.num_blocks)
         self.sequences: list[Sequence] = []
         self.evicted: list[int] = []
@@ -131,11 +133,18 @@ class AllocatorWorld:
         self.allocator.discard(sequence.block_ids)
         self.model.release(sequence.block_ids)
 
+    def clear_cache(self) -> None:
+        """Nothing cached counts any more; who owns blocks keeps them."""
+        self.model.cached = {}
+        self.allocator.clear_cache()
+
     def check(self) -> None:
+        self.mirror.check()
         model, allocator = self.model, self.allocator
         assert allocator.check_ledger([sequence.block_ids for sequence in self.sequences]) == []
         assert allocator.num_free == len(model.free), "free blocks differ"
         assert allocator.num_owned == len(model.owned), "owned blocks differ"
+        assert set(allocator.used_block_ids()) == model.owned | set(model.cached)
         assert allocator.num_available == len(model.free) + len(model.unowned), "available blocks differ"
         cached = {block for block in range(allocator.num_blocks) if block in allocator.cache}
         assert cached == set(model.cached), f"cached: {sorted(cached)}, should be {sorted(model.cached)}"

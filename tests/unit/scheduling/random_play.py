@@ -6,6 +6,8 @@ from kilotron.errors import QueueFullError, RequestNeverFitsError
 from unit.scheduling.allocator_world import AllocatorWorld
 from unit.scheduling.scheduler_world import SchedulerWorld
 
+_WEIGHTS = {"add": 6, "step": 12, "abort": 1, "wait": 1, "fail_step": 0.2}
+_WEIGHTS |= {"suspend": 0.1, "preempt_all": 0.1, "clear_cache": 0.1}
 PREFIXES = ([], [0, 0, 1], [0, 0, 1, 0, 1, 1, 0], [1, 1, 1, 1, 1, 1])
 
 
@@ -13,10 +15,13 @@ def play_with_allocator(world: AllocatorWorld, seed: int, num_actions: int = 60)
     """Prompts over two tokens come, grow, fork, finish and fail."""
     rng = random.Random(seed)
     for _ in range(num_actions):
-        action = rng.choice(["start", "start", "extend", "fork", "finish", "finish", "discard"])
+        action = rng.choice(["start", "start", "extend", "fork", "finish", "finish", "discard", "clear"])
         tokens = [rng.randrange(2) for _ in range(rng.randint(1, 9))]
         if action == "start" or not world.sequences:
             world.start(rng.choice(["", "other"]), tokens)
+        elif action == "clear":
+            if rng.random() < 0.2:
+                world.clear_cache()
         elif action == "extend":
             world.extend(rng.choice(world.sequences), tokens)
         else:
@@ -45,15 +50,15 @@ def play_with_scheduler(world: SchedulerWorld, seed: int, num_actions: int = 60)
     """Requests come faster than they can be served; some fail, are aborted or run out of time."""
     rng = random.Random(seed)
     for _ in range(num_actions):
-        action = rng.choices(["add", "step", "abort", "wait", "fail"], weights=[6, 12, 1, 1, 0.2])[0]
+        action = rng.choices(list(_WEIGHTS), weights=list(_WEIGHTS.values()))[0]
         if action == "add":
             _add(world, rng)
         elif action == "step":
             world.step(faulty=rng.choice([None] * 9 + [rng.randrange(6)]), ending=rng.choice([None, rng.randrange(6)]))
         elif action == "wait":
             world.wait(rng.randint(1, 3))
-        elif action == "fail":
-            world.fail_step()
+        elif action in ("fail_step", "suspend", "preempt_all", "clear_cache"):
+            getattr(world, action)()
         elif world.watched:
             world.abort(rng.choice(list(world.watched.values())).request)
     world.finish()

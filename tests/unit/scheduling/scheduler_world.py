@@ -19,6 +19,7 @@ from kilotron.scheduling.block_allocator import DynamicBlockAllocator
 from kilotron.scheduling.scheduler import Scheduler
 from kilotron.scheduling.step_plan import Admission, RowPlan, StepPlan, StepResult
 from kilotron.scheduling.step_planner import SchedulerLimits
+from unit.scheduling.cache_mirror import CacheMirror
 
 DEFAULT_LIMITS = SchedulerLimits(
     block_size=2,
@@ -118,6 +119,7 @@ class SchedulerWorld:
         self.scheduler = Scheduler(self.limits, num_blocks)
         if allocator is not None:
             self.scheduler.allocator = allocator
+        self.mirror = CacheMirror(self.scheduler.allocator.cache)
         self.num_blocks = num_blocks
         self.cache = KVCache(num_blocks, self.limits)
         self.now = 0.0
@@ -219,6 +221,39 @@ class SchedulerWorld:
         self.check()
         return plan
 
+    def preempt_all(self) -> None:
+        """Everybody is stopped."""
+        running = [w for w in self.watched.values() if w.slot is not None]
+        assert set(self.scheduler.preempt_all()) == {w.request.request_id for w in running}
+        for watched in running:
+            watched.slot = None
+            watched.num_computed = 0
+            watched.num_preemptions += 1
+        self.check()
+
+    def clear_cache(self) -> None:
+        """What is cached counts no more."""
+        self.scheduler.clear_prefix_cache()
+        assert self.scheduler.allocator.cache.list_stored() == []
+        self.check()
+
+    def suspend(self) -> None:
+        """The memory of the cache goes; nobody may read what it held."""
+        self.preempt_all()
+        self.clear_cache()
+        assert self.scheduler.allocator.num_free == self.num_blocks - 1
+        self.cache.values.clear()
+
+    def reset(self) -> None:
+        """Everything is forgotten."""
+        requests = list(self.watched)
+        self.scheduler.reset()
+        self.cache.values.clear()
+        for request_id in requests:
+            self._end(request_id)
+        self.mirror.cache = self.scheduler.allocator.cache
+        self.check()
+
     def fail_step(self) -> None:
         """The model raises: every request that the step ran is aborted instead of resolved."""
         plan = self._plan()
@@ -248,6 +283,7 @@ class SchedulerWorld:
         """The books balance, as the scheduler and as the world count."""
         scheduler = self.scheduler
         assert scheduler.check_ledger() == []
+        self.mirror.check()
         assert scheduler.num_unfinished == len(self.watched)
         running = {item.request.request_id for item in scheduler.running}
         assert running == {i for i, w in self.watched.items() if w.slot is not None}
@@ -265,7 +301,7 @@ class SchedulerWorld:
             assert not self.watched, f"nothing planned though {sorted(self.watched)} are unfinished"
             return None
         self._check_budget(plan)
-        self._take_preemptions(were_running)
+        self._take_preemptions(were_running, plan.preempted)
         kept = [w for w in were_running if w.slot is not None]
         for admission in plan.admissions:
             self._take_admission(admission)
@@ -295,14 +331,16 @@ class SchedulerWorld:
         granted = [block for row in plan.rows for block in row.block_ids]
         assert len(set(granted)) == len(granted), "a block was granted twice"
 
-    def _take_preemptions(self, were_running: list[Watched]) -> None:
-        """Preempted were the least important."""
+    def _take_preemptions(self, were_running: list[Watched], named: list[int]) -> None:
+        """Preempted were the least important, and the plan names them."""
+        before = {w.request.request_id: w.num_preemptions for w in were_running}
         for watched in were_running:
             if watched.request.num_preemptions > watched.num_preemptions:
                 assert watched.request.num_preemptions == watched.num_preemptions + 1
                 watched.num_preemptions += 1
                 watched.slot = None
                 watched.num_computed = 0
+        assert sorted(named) == sorted(i for i, w in self.watched.items() if w.num_preemptions > before.get(i, 10**9))
         preempted = [w.importance for w in were_running if w.slot is None]
         kept = [w.importance for w in were_running if w.slot is not None]
         assert not preempted or not kept or max(kept) < min(preempted), "a more important request was preempted"

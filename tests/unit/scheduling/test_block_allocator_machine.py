@@ -51,6 +51,10 @@ class BlockAllocatorMachine(RuleBasedStateMachine):
     def discard(self, pick: int) -> None:
         self.world.discard(self.picked(pick))
 
+    @rule()
+    def clear_cache(self) -> None:
+        self.world.clear_cache()
+
     @invariant()
     def model_and_allocator_agree(self) -> None:
         self.world.check()

@@ -5,6 +5,7 @@ import hashlib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kilotron.scheduling.cache_events import BlockRemoved, BlockStored, CacheCleared, CacheEvent
 from kilotron.scheduling.prefix_cache import PrefixCache, chain_root, chain_value
 
 ROOT = chain_root("")
@@ -111,3 +112,34 @@ def test_any_two_texts_are_different_salts(one: str, other: str) -> None:
 
 def test_salt_may_be_any_text_that_json_can_carry() -> None:
     assert chain_root("\ud800") != chain_root("\ud801")
+
+
+def test_events_tell_what_is_stored_removed_and_cleared() -> None:
+    cache, heard = PrefixCache(), list[CacheEvent]()
+    cache.on_event = heard.append
+    first = insert(cache, 1, [5, 6])
+    second = insert(cache, 2, [7, 8], first)
+    cache.mark_unowned([1, 2])
+    assert heard == [BlockStored(first, ROOT, (5, 6)), BlockStored(second, first, (7, 8))] == cache.list_stored()
+    heard.clear()
+    cache.evict()
+    cache.forget([1])
+    cache.clear()
+    assert heard == [BlockRemoved(second), BlockRemoved(first), CacheCleared()]
+
+
+def test_same_content_again_is_no_event() -> None:
+    cache, heard = PrefixCache(), list[CacheEvent]()
+    chain = insert(cache, 1, [5, 6])
+    cache.on_event = heard.append
+    cache.insert(2, chain, ROOT, [5, 6])
+    assert heard == []
+
+
+def test_clearing_returns_what_nobody_owns() -> None:
+    cache = PrefixCache()
+    chain = insert(cache, 1, [5, 6])
+    insert(cache, 2, [7, 8], chain)
+    cache.mark_unowned([2])
+    assert cache.clear() == [2]
+    assert (cache.num_unowned, 1 in cache, cache.evict()) == (0, False, None)

@@ -67,6 +67,22 @@ class SchedulerMachine(RuleBasedStateMachine):
     def fail_step(self) -> None:
         self.world.fail_step()
 
+    @rule()
+    def preempt_all(self) -> None:
+        self.world.preempt_all()
+
+    @rule()
+    def clear_cache(self) -> None:
+        self.world.clear_cache()
+
+    @rule()
+    def suspend(self) -> None:
+        self.world.suspend()
+
+    @rule()
+    def reset(self) -> None:
+        self.world.reset()
+
     @precondition(lambda self: self.world.watched)
     @rule(pick=st.integers(0, 9))
     def abort(self, pick: int) -> None:

@@ -10,6 +10,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -118,6 +119,15 @@ class CpuBackend(ReferenceBackend):
 
     def clear_kv_blocks(self, kv_layers: list[KVLayer], block_ids: list[int]) -> None:
         """Nothing to do: `rotate_and_append` clears each group of 16 positions when it writes the first of them."""
+
+    def read_kv_blocks(self, kv_layers: list[KVLayer], block_ids: list[int]) -> Tensor:
+        """The blocks as they lie, the layers side by side."""
+        return torch.from_numpy(np.concatenate([layer.blocks[block_ids] for layer in kv_layers], axis=1))
+
+    def write_kv_blocks(self, kv_layers: list[KVLayer], block_ids: list[int], contents: Tensor) -> None:
+        """Puts back what `read_kv_blocks` gave."""
+        for layer, part in zip(kv_layers, np.split(contents.numpy(), len(kv_layers), axis=1), strict=True):
+            layer.blocks[block_ids] = part
 
     def rotate_and_append(
         self, heads: Tensor, norms: HeadNorms | None, rotation: Rotation | None, kv: KVLayer, kv_slots: Tensor

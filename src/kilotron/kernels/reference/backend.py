@@ -150,6 +150,31 @@ class ReferenceBackend:
             layer.keys.clear(index)
             layer.values.clear(index)
 
+    def read_kv_blocks(self, kv_layers: list[KVLayer], block_ids: list[int]) -> Tensor:
+        """[blocks, bytes of a block] uint8 on the host"""
+        index = torch.tensor(block_ids, device=self.device)
+        parts = [
+            part.index_select(1, index).transpose(0, 1).flatten(1).view(torch.uint8) for part in _parts_of(kv_layers)
+        ]
+        return torch.cat(parts, dim=1).cpu()
+
+    def write_kv_blocks(self, kv_layers: list[KVLayer], block_ids: list[int], contents: Tensor) -> None:
+        """Puts back what `read_kv_blocks` gave."""
+        index = torch.tensor(block_ids, device=self.device)
+        first = 0
+        for part in _parts_of(kv_layers):
+            sizes = part.transpose(0, 1).shape[1:]
+            last = first + sizes.numel() * part.itemsize
+            # A copy of its own, aligned for the dtype.
+            values = contents[:, first:last].clone(memory_format=torch.contiguous_format).view(part.dtype)
+            part.index_copy_(1, index, values.unflatten(1, sizes).transpose(0, 1).to(self.device))
+            first = last
+
+    def release_unused_memory(self) -> None:
+        """On CUDA, what torch keeps; a CPU's large tensors are given back as soon as nobody holds them."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def rotate_and_append(
         self, heads: Tensor, norms: HeadNorms | None, rotation: Rotation | None, kv: KVLayer, kv_slots: Tensor
     ) -> Tensor:
@@ -224,6 +249,12 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     if 2 * half == x.shape[-1]:
         return rotated
     return torch.cat((rotated, x[..., 2 * half :]), dim=-1)
+
+
+def _parts_of(kv_layers: list[KVLayer]) -> list[Tensor]:
+    """All tensors of a cache; their second axis is the block's."""
+    caches = [cache for layer in kv_layers for cache in (layer.keys, layer.values)]
+    return [part for cache in caches for part in cache if part is not None]
 
 
 def _dequantized(weight: Weight) -> Tensor:
