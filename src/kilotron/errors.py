@@ -26,6 +26,8 @@ KilotronError
 |-- NumericalError              (RuntimeError)       the model gave NaN or Inf for this request
 |-- StepFailedError             (RuntimeError)       a step that the request took part in failed; others go on
 |-- LifecycleError              (RuntimeError)       pause, unpause, suspend or resume in the wrong state
+|   `-- EngineSuspendedError                         a step was asked of an engine whose KV cache is suspended
+|-- SuspendFailedError          (RuntimeError)       no memory or no room to suspend or resume; nothing was changed
 |-- ProtocolError               (RuntimeError)       a peer was refused, or sent what the wire protocol does not know
 `-- EngineClosedError           (RuntimeError)       the engine was shut down, or died; says why
     `-- EngineDiedError                              the process that ran the request died; says if a retry makes sense
@@ -147,6 +149,14 @@ class StepFailedError(KilotronError, RuntimeError):
 
 class LifecycleError(KilotronError, RuntimeError):
     """Pause, unpause, suspend or resume was asked for in a state that does not allow it."""
+
+
+class EngineSuspendedError(LifecycleError):
+    """The engine's KV cache is suspended; resume it first."""
+
+
+class SuspendFailedError(KilotronError, RuntimeError):
+    """The KV cache could not be suspended or resumed; the engine is in the state it was in before."""
 
 
 class ProtocolError(KilotronError, RuntimeError):

@@ -14,8 +14,13 @@ _REQUESTS_FORMAT = "{percentage:3.0f}%|{bar}| {desc}, {elapsed}<{remaining}{post
 class RequestSource(Protocol):
     """Whose progress is shown: an engine, or requests that run elsewhere."""
 
-    num_tokens_generated: int
-    num_requests_finished: int
+    @property
+    def num_tokens_generated(self) -> int:
+        """So far."""
+
+    @property
+    def num_requests_finished(self) -> int:
+        """So far, however they ended."""
 
     @property
     def num_unfinished_requests(self) -> int:

@@ -9,7 +9,7 @@ import logging
 import time
 from dataclasses import dataclass
 
-from kilotron.coordinator.block_events import to_wire_events
+from kilotron.coordinator.block_events import BlockEventLog
 from kilotron.coordinator.credentials import Credentials
 from kilotron.coordinator.pulse_sender import ReplicaState, new_incarnation
 from kilotron.coordinator.request_errors import to_wire
@@ -20,6 +20,7 @@ from kilotron.coordinator.wire import (
     PROTOCOL_VERSION,
     Abort,
     EngineFacts,
+    EngineLoad,
     EngineOutput,
     EngineRefusal,
     EngineVerb,
@@ -38,6 +39,8 @@ from kilotron.coordinator.wire import (
     encode,
 )
 from kilotron.engines.dynamic_engine import DynamicInferenceEngine, Listener
+from kilotron.engines.load_figures import EngineLoadFigures
+from kilotron.engines.request_timeline import RequestTimeline
 from kilotron.errors import (
     KilotronError,
     LifecycleError,
@@ -56,6 +59,7 @@ _IDLE_WAIT_S = 0.05
 # How long a message may wait for a coordinator that is there but does not read.
 _SEND_PATIENCE_S = 5.0
 _HELLO_PERIOD_S = 0.5
+_MOST_TIMELINES = 1024
 
 
 @dataclass(slots=True)
@@ -93,7 +97,12 @@ class EngineWorker:
         self._next_hello = 0.0
         self._is_paused = False
         self._is_stopping = False
-        state.read_load = self._engine.read_load
+        self._block_events = BlockEventLog(facts.block_size)
+        engine.scheduler.allocator.cache.on_event = self._block_events.put
+        self._timeline = engine.timeline = RequestTimeline()
+        # The last requests' ids in the engine, oldest first.
+        self._engine_ids: dict[str, int] = {}
+        state.read_load = lambda: _load_of(engine.read_load())
         state.read_held_ids = lambda: list(self._held)
 
     def run(self) -> None:
@@ -168,7 +177,8 @@ class EngineWorker:
             case EngineVerb():
                 self._send(self._apply(message))
             case TimelineQuery(nonce, request_id):
-                self._send(TimelineAnswer(nonce, self._engine.timelines.read(request_id)))
+                engine_id = self._engine_ids.get(request_id)
+                self._send(TimelineAnswer(nonce, None if engine_id is None else self._timeline.read(engine_id)))
             case Welcome(incarnation):
                 self._joined_to = self._state.coordinator = incarnation
                 self._send(Join(self._facts))
@@ -181,6 +191,7 @@ class EngineWorker:
             return  # a message that came twice
         try:
             request = to_request(submission, next(self._ids), self._facts.vocab_size)
+            self._remember(request_id, request.request_id)
             held = self._held[request_id] = _Held(request, len(request.choices))
             self._engine.add_request(request, listener=self._listener(request_id, held))
         except KilotronError as error:
@@ -188,6 +199,11 @@ class EngineWorker:
         except Exception as error:
             _log.exception("request %s could not be added", request_id)
             self._refuse(request_id, StepFailedError(f"the request could not be added: {type(error).__name__}"))
+
+    def _remember(self, request_id: str, engine_id: int) -> None:
+        while len(self._engine_ids) >= _MOST_TIMELINES:
+            del self._engine_ids[next(iter(self._engine_ids))]
+        self._engine_ids[request_id] = engine_id
 
     def _listener(self, request_id: str, held: _Held) -> Listener:
         def listen(request: InferenceRequest, item: StreamItem) -> None:
@@ -235,11 +251,11 @@ class EngineWorker:
         return VerbDone(verb.nonce, freed_bytes)
 
     def _send_outputs(self) -> None:
-        events = self._engine.take_block_events()
+        events = self._block_events.take()
         if not self._outputs and not events:
             return
         outputs, self._outputs = self._outputs, []
-        message = EngineOutput(outputs, to_wire_events(events, self._facts.block_size))
+        message = EngineOutput(outputs, events)
         try:
             self._send(message)
         except ProtocolError:  # too large together
@@ -267,3 +283,19 @@ class EngineWorker:
                 return
         _log.warning("the coordinator does not take messages any more")
         self._leave()
+
+
+def _load_of(figures: EngineLoadFigures) -> EngineLoad:
+    return EngineLoad(
+        num_steps=figures.num_steps,
+        step_age_s=0.0 if figures.step_started is None else time.monotonic() - figures.step_started,
+        num_running=figures.num_running,
+        num_waiting=figures.num_waiting,
+        num_blocks_owned=figures.num_blocks_owned,
+        num_blocks_cached=figures.num_blocks_cached,
+        num_prompt_tokens=figures.num_prompt_tokens_computed + figures.num_prompt_tokens_cached,
+        num_cached_tokens=figures.num_prefix_tokens_hit,
+        num_queried_tokens=figures.num_prefix_tokens_queried,
+        num_generated_tokens=figures.num_tokens_generated,
+        num_preemptions=figures.num_preemptions,
+    )

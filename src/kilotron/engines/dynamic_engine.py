@@ -17,10 +17,11 @@ from kilotron.engines.interruption import run_uninterrupted
 from kilotron.engines.load_figures import EngineCounts, EngineLoadFigures
 from kilotron.engines.request_intake import Prompt, RequestIntake, spread_params
 from kilotron.engines.request_timeline import RequestTimeline
-from kilotron.engines.suspend_resume import CacheSuspension, EngineSuspendedError, KVMode
+from kilotron.engines.suspend_resume import CacheSuspension, KVMode
 from kilotron.errors import (
     DeadlineExceededError,
     EngineClosedError,
+    EngineSuspendedError,
     InvalidRequestError,
     KilotronError,
     RequestAbortedError,

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import psutil
 
-from kilotron.errors import ConfigError, KilotronError
+from kilotron.errors import ConfigError, SuspendFailedError
 from kilotron.kernels.interface import KernelBackend
 from kilotron.memory.host_copy import HostCopy, copy_to_host
 from kilotron.memory.kv_storage import KVStorage
@@ -19,14 +19,6 @@ _log = logging.getLogger(__name__)
 
 KVMode = Literal["persist", "offload", "recompute"]
 KV_MODES: tuple[KVMode, ...] = get_args(KVMode)
-
-
-class EngineSuspendedError(KilotronError, RuntimeError):
-    """The engine's KV cache is suspended; resume it first."""
-
-
-class SuspendFailedError(KilotronError, RuntimeError):
-    """The KV cache could not be suspended or resumed; the engine is in the state it was in before."""
 
 
 class CacheSuspension:
