@@ -21,6 +21,7 @@ EPILOGUE = """\
 Try:
   kilotron generate -p "Once upon a time"   the bundled model: no download
   kilotron chat Qwen/Qwen3-0.6B             a hub id, or a checkpoint folder
+  kilotron serve ./checkpoint               an OpenAI-compatible server
   kilotron COMMAND --help                   flags and examples of a command
 
 Every flag is also an environment variable (--top-p: KILOTRON_TOP_P) and a key
@@ -38,6 +39,7 @@ of a --config file."""
 COMMANDS = {
     "generate": ("generate:generate", "Continue one prompt or many."),
     "chat": ("chat:chat", "Talk with a model."),
+    "serve": ("serve:serve", "An OpenAI-compatible HTTP server."),
     "score": ("score:score", "Log-probabilities and perplexity of texts."),
     "bench throughput": ("bench:throughput", "Many random prompts at once: requests and tokens per second."),
     "bench latency": ("bench:latency", "One prompt at a time: time to the first token and per token."),

@@ -21,7 +21,7 @@ class StartReport:
     """Notes the ends of phases, and tells once what they took."""
 
     def __init__(self) -> None:
-        self._process_started = time.monotonic() - _process_age_s()
+        self._process_started = time.monotonic() - process_age_s()
         self._marks: dict[str, float] = {}
         self._parts: list[LoadPhase] = []
         self._is_told = False
@@ -60,7 +60,7 @@ class StartReport:
             yield "rest of loading", f"{seconds - sum(part.seconds for part in self._parts):.3f}", "", ""
 
 
-def _process_age_s() -> float:
+def process_age_s() -> float:
     """To a tick of 10 ms. From the wall clock it would be wrong by up to a second, which is how exactly the time of the
     boot is known; 0 where there is no such file."""
     try:

@@ -1,0 +1,127 @@
+"""`kilotron serve`: an OpenAI-compatible HTTP server with engines behind it."""
+
+import sys
+from typing import Any
+
+from kilotron.apis.service import run_service
+from kilotron.cli.failures import print_error
+from kilotron.cli.loaded_model import check_model_name
+from kilotron.cli.options import ENGINE, RUN, EngineOptions, Model, RunOptions
+from kilotron.cli.output import format_bytes, format_table, note
+from kilotron.cli.sampling_layers import describe_sampling
+from kilotron.cli.serve_options import (
+    LOAD,
+    SAFETY,
+    SERVER,
+    LoadOptions,
+    SafetyOptions,
+    ServerOptions,
+    to_serve_config,
+)
+from kilotron.cli.start_report import process_age_s
+from kilotron.coordinator.parent_link import ChildStatus
+from kilotron.coordinator.supervisor import SupervisorEvents
+from kilotron.sampling_params import SamplingParams
+
+_BUNDLED = "no MODEL given, serving the bundled tiny model (a toy; give a checkpoint folder or a hub id for a real one)"
+# Lengths for which people want to know how many requests fit.
+_EXAMPLE_LENGTHS = (1024, 8192, 32768)
+
+
+def serve(
+    model: Model = None,
+    /,
+    *,
+    run: RunOptions = RUN,
+    server: ServerOptions = SERVER,
+    safety: SafetyOptions = SAFETY,
+    load: LoadOptions = LOAD,
+    engine: EngineOptions = ENGINE,
+) -> int:
+    """An OpenAI-compatible HTTP server.
+
+    The port is open at once and answers 503 until the model is loaded. SIGTERM
+    or Ctrl-C lets running requests finish; a second one ends everything now.
+    What dies is started again.
+
+    Try:
+      kilotron serve
+      kilotron serve ./checkpoint --port 9000 -dp 2
+      KILOTRON_API_KEY=secret kilotron serve Qwen/Qwen3-0.6B --host 0.0.0.0
+      curl localhost:8000/v1/completions -H 'content-type: application/json' \\
+        -d '{"prompt": "Once upon a time", "max_tokens": 20}'
+      kilotron chat --url http://localhost:8000
+    """
+    check_model_name(model)
+    config = to_serve_config(server, safety, load)
+    options = engine.to_config()
+    if model is None:
+        note(_BUNDLED)
+
+    def make_events(url: str, names: list[str]) -> SupervisorEvents:
+        note(f"listening at {url}; loading")
+        return _ServeEvents(url, names, is_verbose=run.verbose)
+
+    end = run_service(model, engine.tokenizer, options, config, make_events)
+    if end.error:
+        print_error(end.error)
+    return end.exit_code
+
+
+class _ServeEvents(SupervisorEvents):
+    """Tells people how the start goes, and of deaths and restarts."""
+
+    def __init__(self, url: str, names: list[str], *, is_verbose: bool) -> None:
+        self._url = url
+        self._unready = set(names)
+        self._is_verbose = is_verbose
+        self._details: dict[str, Any] = {}
+        self._ready_at: dict[str, float] = {}
+        self._is_told = False
+
+    def on_status(self, name: str, status: ChildStatus) -> None:
+        """Keeps what the first engine says of itself."""
+        if status.state == "ready":
+            self._ready_at.setdefault(name, process_age_s())
+            self._details = self._details or status.details
+
+    def on_ready(self, name: str) -> None:
+        """Reports when the last process is ready."""
+        self._unready.discard(name)
+        if not self._unready and not self._is_told:
+            self._is_told = True
+            self._report()
+
+    def on_exit(self, name: str, why: str) -> None:
+        """Tells of a death."""
+        self._unready.add(name)
+        if self._is_told or not why.startswith("exited with code 0"):
+            note(f"{name} {why}")
+
+    def on_restart(self, name: str, delay_s: float) -> None:
+        """Tells of a restart."""
+        note(f"{name} starts again in {delay_s:g} s")
+
+    def _report(self) -> None:
+        details = self._details
+        if self._is_verbose:
+            rows = [*details["decisions"], ("kernels", details["kernels"], "")]
+            print(format_table(rows, ("option", "value", "why")), file=sys.stderr)
+            phases = [(name, f"{seconds:.3f}") for name, seconds, _ in details["load_phases"]]
+            phases += [(f"{name} ready", f"{seconds:.3f}") for name, seconds in self._ready_at.items()]
+            print(format_table(phases, ("phase", "seconds"), right=(1,)), file=sys.stderr)
+        note(f"sampling defaults of {details['model']}: {describe_sampling(_params(details))}")
+        note(f"KV cache of each engine: {format_bytes(details['kv_cache_bytes'])}, {_describe_room(details)}")
+        note(f"ready after {process_age_s():.1f} s at {self._url}  (API: {self._url}/v1, metrics: {self._url}/metrics)")
+
+
+def _params(details: dict[str, Any]) -> SamplingParams:
+    return SamplingParams.from_dict(details["default_sampling"])
+
+
+def _describe_room(details: dict[str, Any]) -> str:
+    """How many requests of which lengths run at once."""
+    longest, tokens, most = details["max_sequence_length"], details["num_kv_tokens"], details["max_requests"]
+    lengths = [length for length in _EXAMPLE_LENGTHS if length < longest] + [longest]
+    rooms = [f"{min(tokens // length, most)} requests of {length}" for length in lengths]
+    return f"{tokens} tokens: {', '.join(rooms)} tokens at once"
