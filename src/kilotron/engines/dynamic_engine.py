@@ -450,11 +450,20 @@ class DynamicInferenceEngine(AbstractEngine):
             return
         for row in plan.rows:
             listener = self._listeners.get(row.request_id)
-            if listener is not None and row.samples:
-                progress = self.controller.progress_of(row.request_id)
-                if progress.request.finish_reason is None and not _give(listener, progress):
-                    self._listeners.pop(row.request_id, None)
-                    self.abort(row.request_id)
+            if listener is None or not row.samples:
+                continue
+            progress = self.controller.progress_of(row.request_id)
+            if progress.request.finish_reason is not None:
+                continue
+            try:
+                item = progress.take_item()
+            except Exception as error:
+                self.scheduler.abort(row.request_id)
+                self._fail(progress.request, error)
+                continue
+            if item is not None and not _tell(listener, progress.request, item):
+                self._listeners.pop(row.request_id, None)
+                self.abort(row.request_id)
 
     def _end(self, request: InferenceRequest, reason: str | None = None) -> InferenceRequest:
         """The one place where a request ends, for whatever reason."""
@@ -471,7 +480,7 @@ class DynamicInferenceEngine(AbstractEngine):
         del self._requests[request.request_id]
         listener = self._listeners.pop(request.request_id, None)
         if listener is not None:
-            _give(listener, progress)
+            _tell(listener, request, _last_item(progress))
         return request
 
     @_exclusive
@@ -537,18 +546,19 @@ def _finish(progress: GenerationProgress, reason: str, error: KilotronError | No
             request.error = StepFailedError(f"request {request.request_id}: its text could not be completed: {cause}")
 
 
-def _give(listener: Listener, progress: GenerationProgress) -> bool:
-    """Hands over what is new; False when the listener failed, which must not hurt other requests."""
+def _last_item(progress: GenerationProgress) -> StreamItem:
+    """Of the end, at least, a listener must hear."""
     request = progress.request
     try:
         item = progress.take_item()
     except Exception:
-        _log.exception("request %d: its output could not be handed over", request.request_id)
-        if request.finish_reason is None:
-            return False
-        item = StreamItem("", (), None, None, request.finish_reason)  # of the end, at least, its listener must hear
-    if item is None:
-        return True
+        _log.exception("request %d: its last output could not be handed over", request.request_id)
+        item = None
+    return item or StreamItem("", (), None, None, request.finish_reason)
+
+
+def _tell(listener: Listener, request: InferenceRequest, item: StreamItem) -> bool:
+    """False when the listener failed, which must not hurt other requests."""
     try:
         listener(request, item)
     except Exception:
