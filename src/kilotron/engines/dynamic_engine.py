@@ -15,6 +15,7 @@ from kilotron.contexts.dynamic_context import DynamicInferenceContext
 from kilotron.engines.abstract_engine import AbstractEngine
 from kilotron.engines.interruption import run_uninterrupted
 from kilotron.engines.load_figures import EngineCounts, EngineLoadFigures
+from kilotron.engines.request_end import FINAL_STATUS, Listener, caused, error_of, finish, last_item, tell
 from kilotron.engines.request_intake import Prompt, RequestIntake, spread_params
 from kilotron.engines.request_timeline import RequestTimeline
 from kilotron.engines.suspend_resume import CacheSuspension, KVMode
@@ -23,8 +24,6 @@ from kilotron.errors import (
     EngineClosedError,
     EngineSuspendedError,
     InvalidRequestError,
-    KilotronError,
-    RequestAbortedError,
     RequestNotFoundError,
     SamplingParamsError,
     StepFailedError,
@@ -33,19 +32,13 @@ from kilotron.inference_request import InferenceRequest, Status
 from kilotron.sampling_params import SamplingParams
 from kilotron.scheduling.scheduler import Scheduler
 from kilotron.scheduling.step_plan import RowPlan, StepPlan, StepResult
-from kilotron.text_generation_controllers.generation_progress import GenerationProgress
 from kilotron.text_generation_controllers.stream_item import StreamItem
 from kilotron.text_generation_controllers.text_generation_controller import TextGenerationController
 
 _log = logging.getLogger(__name__)
 
-# Called in the engine's thread with each new piece of a request's output, the last one with a finish reason.
-Listener = Callable[[InferenceRequest, StreamItem], None]
-
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_FINAL_STATUS = {"error": Status.FAILED, "abort": Status.CANCELLED, "deadline": Status.CANCELLED}
 
 
 def _exclusive(
@@ -418,7 +411,7 @@ class DynamicInferenceEngine(AbstractEngine):
         _log.error("request %d could not take its token", row.request_id, exc_info=cause)
         progress = self.controller.progress_of(row.request_id)
         message = f"request {row.request_id}: its output could not be made: {type(cause).__name__}: {cause}"
-        _finish(progress, "error", _caused(StepFailedError(message), cause))
+        finish(progress, "error", caused(StepFailedError(message), cause))
         return progress.request
 
     def _fail_step(self, plan: StepPlan, cause: Exception) -> list[InferenceRequest]:
@@ -449,7 +442,7 @@ class DynamicInferenceEngine(AbstractEngine):
         if request.finish_reason is not None:  # it had just ended
             return self._end(request)
         message = f"request {request.request_id}: a step failed with {type(cause).__name__}: {cause}"
-        request.error = _caused(StepFailedError(message), cause)
+        request.error = caused(StepFailedError(message), cause)
         return self._end(request, "error")
 
     def _publish(self, plan: StepPlan) -> None:
@@ -458,28 +451,37 @@ class DynamicInferenceEngine(AbstractEngine):
             return
         for row in plan.rows:
             listener = self._listeners.get(row.request_id)
-            if listener is not None and row.samples:
-                progress = self.controller.progress_of(row.request_id)
-                if progress.request.finish_reason is None and not _give(listener, progress):
-                    self._listeners.pop(row.request_id, None)
-                    self.abort(row.request_id)
+            if listener is None or not row.samples:
+                continue
+            progress = self.controller.progress_of(row.request_id)
+            if progress.request.finish_reason is not None:
+                continue
+            try:
+                item = progress.take_item()
+            except Exception as error:
+                self.scheduler.abort(row.request_id)
+                self._fail(progress.request, error)
+                continue
+            if item is not None and not tell(listener, progress.request, item):
+                self._listeners.pop(row.request_id, None)
+                self.abort(row.request_id)
 
     def _end(self, request: InferenceRequest, reason: str | None = None) -> InferenceRequest:
         """The one place where a request ends, for whatever reason."""
         progress = self.controller.end_request(request.request_id)
         if reason is not None:
-            _finish(progress, reason, request.error or _error_of(request, reason))
+            finish(progress, reason, request.error or error_of(request, reason))
         if not request.sampling_params.return_prompt_tokens:
             request.prompt_tokens = []
         request.timings.finished = time.monotonic()
-        request.status = _FINAL_STATUS.get(request.finish_reason or "", Status.COMPLETED)
+        request.status = FINAL_STATUS.get(request.finish_reason or "", Status.COMPLETED)
         self._counts.finish(request.finish_reason or "error")
         if self.timeline is not None:
             self.timeline.finish(request)
         del self._requests[request.request_id]
         listener = self._listeners.pop(request.request_id, None)
         if listener is not None:
-            _give(listener, progress)
+            tell(listener, request, last_item(progress))
         return request
 
     @_exclusive
@@ -496,48 +498,3 @@ class DynamicInferenceEngine(AbstractEngine):
 
 def _needs_the_model(request: InferenceRequest) -> bool:
     return request.max_generated > 0 or request.sampling_params.wants_prompt_log_probs
-
-
-def _error_of(request: InferenceRequest, reason: str) -> KilotronError | None:
-    if reason == "abort":
-        return RequestAbortedError(f"request {request.request_id} was aborted")
-    if reason == "deadline":
-        return DeadlineExceededError(f"request {request.request_id} did not finish before its deadline")
-    return None
-
-
-def _caused(error: StepFailedError, cause: Exception) -> StepFailedError:
-    error.__cause__ = cause
-    return error
-
-
-def _finish(progress: GenerationProgress, reason: str, error: KilotronError | None) -> None:
-    """A request ends even if its text cannot be completed."""
-    try:
-        progress.finish(reason, error)
-    except Exception as cause:
-        request = progress.request
-        _log.exception("request %d: its text could not be completed", request.request_id)
-        if request.error is None:
-            request.finish_reason = "error"
-            request.error = StepFailedError(f"request {request.request_id}: its text could not be completed: {cause}")
-
-
-def _give(listener: Listener, progress: GenerationProgress) -> bool:
-    """Hands over what is new; False when the listener failed, which must not hurt other requests."""
-    request = progress.request
-    try:
-        item = progress.take_item()
-    except Exception:
-        _log.exception("request %d: its output could not be handed over", request.request_id)
-        if request.finish_reason is None:
-            return False
-        item = StreamItem("", (), None, None, request.finish_reason)  # of the end, at least, its listener must hear
-    if item is None:
-        return True
-    try:
-        listener(request, item)
-    except Exception:
-        _log.exception("request %d: its listener failed", request.request_id)
-        return False
-    return True

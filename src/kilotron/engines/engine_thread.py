@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from kilotron.engines.dynamic_engine import DynamicInferenceEngine, Listener
+from kilotron.engines.dynamic_engine import DynamicInferenceEngine
+from kilotron.engines.request_end import Listener
 from kilotron.errors import EngineClosedError, KilotronError, RequestNotFoundError, StepFailedError
 from kilotron.inference_request import InferenceRequest
 

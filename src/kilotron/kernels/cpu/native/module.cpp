@@ -412,15 +412,11 @@ NB_MODULE(_native, m) {
         .def_prop_ro("num_bytes", [](const KVLayer& layer) {
             return layer.view.block_bytes() * layer.view.num_blocks;
         })
-        // [blocks][bytes of a block], in place; keeps the cache's memory.
+        // [blocks][bytes of a block], in place; the array holds the layer, and the layer the memory.
         .def_prop_ro("blocks", [](const KVLayer& layer) {
             const size_t shape[] = {static_cast<size_t>(layer.view.num_blocks),
                                     static_cast<size_t>(layer.view.block_bytes())};
-            auto* memory = new std::shared_ptr<Buffer>(layer.memory);
-            const nb::capsule owner(memory, [](void* held) noexcept {
-                delete static_cast<std::shared_ptr<Buffer>*>(held);
-            });
-            return nb::ndarray<nb::numpy, uint8_t>(layer.view.data, 2, shape, owner);
+            return nb::ndarray<nb::numpy, uint8_t>(layer.view.data, 2, shape);
         });
     m.def("allocate_kv", &allocate_kv, nb::arg("num_layers"), nb::arg("num_blocks"), nb::arg("block_size"),
           nb::arg("heads"), nb::arg("channels"), nb::arg("dtype"));
