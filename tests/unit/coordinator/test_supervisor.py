@@ -312,7 +312,8 @@ from kilotron.coordinator.parent_link import ParentLink
 link = ParentLink.connect()
 assert sys.stdin.read() == "" and "KILOTRON_CHILD_PARENT_PID" not in os.environ
 link.report_phase("loading weights", 0.5)
-link.report_ready(config=link.config.decode().strip(), length=len(link.config), environment=os.environ["GREETING"], umask=os.umask(0))
+config = link.config.decode()
+link.report_ready(config=config.strip(), length=len(config), environment=os.environ["GREETING"], umask=os.umask(0))
 print(os.fstat({fd}).st_ino)
 link.report_failed(2, "enough")
 sys.exit(2)
