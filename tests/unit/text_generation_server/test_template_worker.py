@@ -122,30 +122,30 @@ def test_an_evil_rendering_ends_in_time_and_the_next_one_is_fine(evil: str) -> N
     async def use(worker: TemplateWorker) -> None:
         start = time.monotonic()
         message = await refusal(worker, said(evil))
-        assert time.monotonic() - start < 2.0
+        assert time.monotonic() - start < 3.0
         assert not re.search(r'/|File "|0x[0-9a-f]{6}|Traceback', message)
         assert await worker.render([USER]) == "hi"
 
-    with_worker(BY_MESSAGE, use, time_limit_s=0.5)
+    with_worker(BY_MESSAGE, use)
 
 
 def test_a_worker_that_is_too_slow_is_killed_and_replaced() -> None:
     async def use(worker: TemplateWorker) -> None:
         pid = worker.pid
-        assert await refusal(worker, said("stuck")) == "the chat template takes longer than 0.2 s, and was stopped"
+        assert await refusal(worker, said("stuck")) == "the chat template takes longer than 1 s, and was stopped"
         assert await worker.render([USER]) == "hi"
         assert worker.pid != pid
 
-    with_worker(BY_MESSAGE, use, time_limit_s=0.2)
+    with_worker(BY_MESSAGE, use)
 
 
 def test_a_template_that_is_folded_at_compilation_cannot_stop_the_start() -> None:
     async def use(worker: TemplateWorker) -> None:
         start = time.monotonic()
         await refusal(worker, [USER])
-        assert time.monotonic() - start < 2.0
+        assert time.monotonic() - start < 3.0
 
-    with_worker("{{ '%1000000000d' | format(1) }}", use, time_limit_s=0.5)
+    with_worker("{{ '%1000000000d' | format(1) }}", use)
 
 
 def test_memory_is_bounded() -> None:
@@ -182,10 +182,10 @@ def test_a_stopped_worker_counts_as_slow() -> None:
     async def use(worker: TemplateWorker) -> None:
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGSTOP)
-        assert "takes longer than 0.2 s" in await refusal(worker, [USER])
+        assert "takes longer than 1 s" in await refusal(worker, [USER])
         assert await worker.render([USER]) == "hi"
 
-    with_worker(BY_MESSAGE, use, time_limit_s=0.2)
+    with_worker(BY_MESSAGE, use)
 
 
 def test_many_callers_get_each_their_own_text() -> None:
