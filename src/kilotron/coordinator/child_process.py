@@ -29,12 +29,17 @@ class ChildSpec:
 
     name: str  # in logs and events, such as "engine-0"
     argv: tuple[str, ...]  # never a secret: every user of the machine can read it
-    role: str = ""  # for people: "HTTP front end"
+    role: str = "process"  # for people, such as "HTTP front end"
     environment: Mapping[str, str] = field(default_factory=dict)  # added to ours
     config: bytes = field(default=b"", repr=False)  # JSON that the child reads from stdin; secrets go here
     inherited_fds: tuple[int, ...] = ()  # such as the listening socket; they keep their numbers
     drain_stage: int = 0  # the lowest stage is asked to end first, the next one when that is gone
     restart: RestartPolicy = field(default_factory=RestartPolicy)
+
+    @property
+    def title(self) -> str:
+        """How it is called in a sentence."""
+        return f"the {self.role} {self.name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +95,8 @@ class ChildProcess:
         self.status = LinePipe(status_fd, MAX_STATUS_BYTES)
         try:
             self._process = _start(spec, config_fd, output_end, status_end)
+            # Nobody but us reaps it, so its pid is its own until then.
+            self.pidfd = _open_pidfd(self._process)
         except OSError:
             self.output.close()
             self.status.close()
@@ -97,8 +104,6 @@ class ChildProcess:
         finally:
             for fd in (config_fd, output_end, status_end):
                 os.close(fd)
-        # Nobody but us reaps it, so its pid is its own until then.
-        self.pidfd = os.pidfd_open(self._process.pid)
 
     @property
     def pid(self) -> int:
@@ -168,6 +173,15 @@ def _start(spec: ChildSpec, config_fd: int, output_fd: int, status_fd: int) -> "
         process_group=0,
         umask=_PRIVATE_UMASK,
     )
+
+
+def _open_pidfd(process: "subprocess.Popen[bytes]") -> int:
+    try:
+        return os.pidfd_open(process.pid)
+    except OSError:  # no descriptor is left, and a process that cannot be watched must not stay
+        process.kill()
+        process.wait()
+        raise
 
 
 def _memory_file(data: bytes) -> int:

@@ -137,6 +137,7 @@ class Supervisor:
                 while not self._is_over():
                     for key, _ in self._selector.select(self._seconds_to_deadline()):
                         key.data()
+                    self._answer_requests()
                     self._keep_time(time.monotonic())
         finally:
             self._kill_everything()
@@ -218,12 +219,12 @@ class Supervisor:
         if self._stop is not None:
             self._on_end_while_stopping(self._stop, child, end)
         elif end.is_usage_error:
-            self._begin_stop(EXIT_USAGE, end.error or f"{name} {end.reason}")
+            self._begin_stop(EXIT_USAGE, end.error or f"{child.spec.title} {end.reason}")
         else:
             now = time.monotonic()
             delay_s = child.history.next_delay_s(was_ready=end.was_ready, now=now)
             if delay_s is None:
-                self._begin_stop(EXIT_FAILURE, f"{name} failed too often; the last time it {end.reason}")
+                self._begin_stop(EXIT_FAILURE, f"{child.spec.title} failed too often; the last time it {end.reason}")
             else:
                 child.restart_at = now + delay_s
                 self._events.on_restart(name, delay_s)
@@ -232,7 +233,7 @@ class Supervisor:
         is_expected = child.was_asked_to_end and end.is_clean
         if not is_expected and not stop.is_killing and stop.exit_code == 0:
             stop.exit_code = EXIT_FAILURE
-            stop.error = f"{child.spec.name} {end.reason}, while everything was being stopped"
+            stop.error = f"{child.spec.title} {end.reason}, while everything was being stopped"
         self._ask_next_stage(stop)
 
     # How it ends
@@ -240,6 +241,8 @@ class Supervisor:
     def _on_wake(self) -> None:
         with suppress(BlockingIOError):
             self._wake_receiver.recv(4096)
+
+    def _answer_requests(self) -> None:
         while self._requests:
             number = self._requests.popleft()
             if self._stop is None:

@@ -58,7 +58,7 @@ class ChatTemplate:
             time_limit_s: The longest time it may take.
         """
         self.templates = {"default": templates} if isinstance(templates, str) else dict(templates)
-        self._special_tokens = dict(special_tokens or {})
+        self.special_tokens = dict(special_tokens or {})
         self._max_output_chars = max_output_chars
         self._time_limit_s = time_limit_s
         self._compiled: dict[str, tuple[Template, TemplateSandbox]] = {}
@@ -94,7 +94,7 @@ class ChatTemplate:
         name = self._choose(template_name, has_tools=tools is not None)
         conversation = _plain_messages(messages)
         final_text = _mark_final_message(conversation) if continue_final_message else ""
-        data = _plain_mapping({**self._special_tokens, **variables})
+        data = _plain_mapping({**self.special_tokens, **variables})
         data |= {
             "messages": conversation,
             "tools": _plain_mappings(tools, "tools"),

@@ -71,7 +71,10 @@ def test_a_child_that_never_gets_ready_is_tried_three_times() -> None:
     end = run([child("a", "print('out of luck', file=sys.stderr); sys.exit(3)"), child("b", WAITING)], recorder)
 
     assert end.exit_code == 1
-    assert end.error == "a failed too often; the last time it exited with code 3 before it was ready: out of luck"
+    assert (
+        end.error
+        == "the process a failed too often; the last time it exited with code 3 before it was ready: out of luck"
+    )
     assert recorder.events.count("a ended") == 3
     assert recorder.events.count("b ended") == 1  # stopped with it
 
@@ -82,7 +85,7 @@ def test_a_child_that_keeps_dying_after_it_was_ready_is_restarted_three_times() 
     end = run([child("a", "ready(); sys.exit(0)")], recorder)
 
     assert end == SupervisionEnd(
-        exit_code=1, error="a failed too often; the last time it exited with code 0"
+        exit_code=1, error="the process a failed too often; the last time it exited with code 0"
     )  # an end that nobody asked for is a failure, whatever its code
     assert recorder.events.count("a restarts") == 3
 
@@ -312,7 +315,8 @@ from kilotron.coordinator.parent_link import ParentLink
 link = ParentLink.connect()
 assert sys.stdin.read() == "" and "KILOTRON_CHILD_PARENT_PID" not in os.environ
 link.report_phase("loading weights", 0.5)
-link.report_ready(config=link.config.decode().strip(), length=len(link.config), environment=os.environ["GREETING"], umask=os.umask(0))
+config = link.config.decode()
+link.report_ready(config=config.strip(), length=len(config), environment=os.environ["GREETING"], umask=os.umask(0))
 print(os.fstat({fd}).st_ino)
 link.report_failed(2, "enough")
 sys.exit(2)
