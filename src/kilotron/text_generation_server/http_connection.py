@@ -5,7 +5,10 @@ Mixed in before one of uvicorn's protocol classes. Knows nothing of parsing: the
 
 import asyncio
 import enum
+import fcntl
 import logging
+import sys
+import termios
 import uuid
 from typing import TYPE_CHECKING, Any, cast
 
@@ -175,11 +178,11 @@ class BoundedConnection(_Connection):
             self._stall_timer = None
 
     def _start_stall_timer(self) -> None:
-        size = self._raw_transport.get_write_buffer_size()
-        self._stall_timer = self.loop.call_later(self.limits.send_stall_timeout_s, self._on_stall_timeout, size)
+        unread = _num_unread_bytes(self._raw_transport)
+        self._stall_timer = self.loop.call_later(self.limits.send_stall_timeout_s, self._on_stall_timeout, unread)
 
-    def _on_stall_timeout(self, earlier_size: int) -> None:
-        if self._raw_transport.get_write_buffer_size() < earlier_size:
+    def _on_stall_timeout(self, earlier_unread: int) -> None:
+        if _num_unread_bytes(self._raw_transport) < earlier_unread:
             self._start_stall_timer()
         else:
             logger.debug("a peer read nothing for %s s", self.limits.send_stall_timeout_s)
@@ -191,6 +194,12 @@ class BoundedConnection(_Connection):
         if self._stall_timer is not None:
             self._stall_timer.cancel()
             self._stall_timer = None
+
+
+def _num_unread_bytes(transport: asyncio.Transport) -> int:
+    """What the peer has not taken yet, in our buffer and the kernel's, which moves in large steps only."""
+    in_kernel = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+    return transport.get_write_buffer_size() + int.from_bytes(in_kernel, sys.byteorder)
 
 
 def _to_bytes(error: HttpError) -> bytes:

@@ -68,7 +68,7 @@ class _StrictParser(h11.Connection):
         return event
 
 
-class H11HttpProtocol(BoundedConnection, H11Protocol):
+class H11HttpProtocol(BoundedConnection, H11Protocol):  # type: ignore[misc]  # the mixin is typed for httptools
     """One connection, parsed by h11."""
 
     def __init__(
@@ -79,7 +79,7 @@ class H11HttpProtocol(BoundedConnection, H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.conn = _StrictParser(config.limits, self.meter)
+        self.conn = self._parser = _StrictParser(config.limits, self.meter)
         self._scanner = HeadScanner(config.limits)
 
     def data_received(self, data: bytes) -> None:
@@ -87,21 +87,28 @@ class H11HttpProtocol(BoundedConnection, H11Protocol):
         if self.is_discarding:
             return
         self._unset_keepalive_if_required()
-        if self.conn.their_state is h11.DONE:  # a pipelined request: the peer may send it again elsewhere
-            self.is_discarding = True
-            self.cycle.keep_alive = False
+        if self.conn.their_state is h11.DONE:
+            self._leave_pipelined()
             return
-        if self.conn.their_state is h11.IDLE and not self._scan(data):
-            return
+        if self.conn.their_state is h11.IDLE:
+            if self.phase is Phase.IDLE:
+                data = data.lstrip(b"\r\n")  # empty lines before a request are to be ignored
+                self.start_head_timer()
+            if not data or not self._scan(data):
+                return
         super().data_received(data)
         self._follow()
+
+    def _leave_pipelined(self) -> None:
+        """Close after the response that is due; the peer may send further requests elsewhere."""
+        self.is_discarding = True
+        self.cycle.keep_alive = False
 
     def _scan(self, data: bytes) -> bool:
         if self.phase is Phase.IDLE:
             self.phase = Phase.HEAD
             self.meter.start()
             self._scanner.start()
-            self.start_head_timer()
         try:
             self._scanner.add(data)
         except HttpError as error:
@@ -116,12 +123,16 @@ class H11HttpProtocol(BoundedConnection, H11Protocol):
         if self.conn.their_state is not h11.IDLE:
             self.stop_head_timer()
             self.phase = Phase.BODY if self.conn.their_state is h11.SEND_BODY else Phase.IDLE
+        if self.conn.their_state is h11.DONE and self.conn.trailing_data[0]:
+            self._leave_pipelined()
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn's hook for what the parser objects to."""
-        if self.conn.their_state is not h11.IDLE and self.conn.fault is None:
-            self.phase = Phase.BODY
-        self.refuse(self.conn.fault or malformed("the request is not proper HTTP"))
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        self.phase = (
+            Phase.BODY if is_answering else Phase.HEAD
+        )  # nothing is pipelined, so what runs is what is at fault
+        self.refuse(self._parser.fault or malformed("the request is not proper HTTP"))
 
     def on_response_complete(self) -> None:
         if self.phase is Phase.BODY:
