@@ -61,7 +61,7 @@ class MegatronAsyncLLM(BaseLLM):
             data_parallel_size=data_parallel_size,
         )
         if mode is not None:
-            super().__init__(mode)
+            super().__init__(mode, mode)
             return
         from kilotron.apis.direct_mode import AsyncDirectMode
 

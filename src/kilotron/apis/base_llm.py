@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kilotron.apis.coordinator_mode import CoordinatorMode
 from kilotron.config import InferenceConfig, ResolvedConfig, ServeConfig
 from kilotron.coordinator.credentials import Credentials
 from kilotron.errors import ConfigError, LifecycleError
@@ -13,6 +12,7 @@ from kilotron.tokenization import Tokenizer
 
 if TYPE_CHECKING:
     from kilotron.apis.assembly import Assembly
+    from kilotron.apis.coordinator_mode import CoordinatorMode
     from kilotron.apis.direct_mode import DirectMode
     from kilotron.apis.load_phases import LoadPhase
     from kilotron.contexts.dynamic_context import DynamicInferenceContext
@@ -27,8 +27,9 @@ Conversation = Sequence[Mapping[str, object]]
 class BaseLLM:
     """A model with an engine around it, here or elsewhere; see `MegatronLLM` for the arguments."""
 
-    def __init__(self, mode: "DirectMode | CoordinatorMode") -> None:
+    def __init__(self, mode: "DirectMode | CoordinatorMode", coordinator: "CoordinatorMode | None" = None) -> None:
         self._mode = mode
+        self._coordinator_mode = coordinator
 
     @property
     def engine(self) -> "DynamicInferenceEngine":
@@ -92,19 +93,19 @@ class BaseLLM:
     @property
     def _assembly(self) -> "Assembly":
         """The parts of the engine in this process."""
-        local = self._mode.local if isinstance(self._mode, CoordinatorMode) else self._mode
-        if local is None:
+        assembly = self._mode.assembly
+        if assembly is None:
             raise LifecycleError("the engines run in processes of their own; their parts cannot be reached from here")
-        return local.assembly
+        return assembly
 
-    def _coordinator(self, what: str) -> CoordinatorMode:
+    def _coordinator(self, what: str) -> "CoordinatorMode":
         """
         Raises:
             LifecycleError: this object was built without a coordinator.
         """
-        if not isinstance(self._mode, CoordinatorMode):
+        if self._coordinator_mode is None:
             raise LifecycleError(f"{what} needs a coordinator: build this object with use_coordinator=True")
-        return self._mode
+        return self._coordinator_mode
 
 
 def choose_config(inference_config: InferenceConfig | None, options: Mapping[str, Any]) -> InferenceConfig:
@@ -131,7 +132,7 @@ def choose_coordinator(
     coordinator_host: str | None,
     coordinator_port: int | None,
     data_parallel_size: int,
-) -> CoordinatorMode | None:
+) -> "CoordinatorMode | None":
     """The started coordinator mode; None for direct mode.
 
     Raises:
@@ -141,6 +142,8 @@ def choose_coordinator(
         if (coordinator_host, coordinator_port, data_parallel_size) != (None, None, 1):
             raise ConfigError("coordinator_host, coordinator_port and data_parallel_size need use_coordinator=True")
         return None
+    from kilotron.apis.coordinator_mode import CoordinatorMode
+
     address = None
     if coordinator_host is not None or coordinator_port is not None:
         address = f"tcp://{coordinator_host or '127.0.0.1'}:{coordinator_port or 0}"

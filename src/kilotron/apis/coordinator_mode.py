@@ -33,6 +33,7 @@ from kilotron.tokenization import Tokenizer, load_tokenizer
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from kilotron.apis.assembly import Assembly
     from kilotron.apis.local_replica import LocalReplica
     from kilotron.models.gpt_model import GPTModel
 
@@ -71,6 +72,11 @@ class CoordinatorMode:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def assembly(self) -> "Assembly | None":
+        """The parts of the engine in this process; None where the engines have processes of their own."""
+        return None if self._local is None else self._local.assembly
 
     @property
     def default_sampling_params(self) -> SamplingParams:
@@ -192,15 +198,15 @@ class CoordinatorMode:
             specs += engine_specs(self.credentials, place, tokens, config, serve)
         self._service = BackgroundService(specs)
         self._resources.callback(self._service.close)
-        self.local: LocalReplica | None = None
+        self._local: LocalReplica | None = None
         if not is_loaded_elsewhere:
             from kilotron.apis import local_replica
 
-            self.local = local_replica.LocalReplica(self.credentials, model, tokenizer, config)  # type: ignore[arg-type]
-            self._resources.callback(self.local.close)
+            self._local = local_replica.LocalReplica(self.credentials, model, tokenizer, config)  # type: ignore[arg-type]
+            self._resources.callback(self._local.close)
         self._client = ClientThread(self.credentials)
         self._resources.callback(self._client.close)
-        self.facts = self._wait_until_ready(1 if self.local else serve.data_parallel_size)
+        self.facts = self._wait_until_ready(1 if self._local else serve.data_parallel_size)
         self.tokenizer = self._load_tokenizer()
         self._requests = RemoteRequests(self._client.client, self.facts, self.tokenizer, random_seed=config.random_seed)
 
@@ -213,8 +219,8 @@ class CoordinatorMode:
         raise self._service.failure()
 
     def _load_tokenizer(self) -> Tokenizer | None:
-        if self.local is not None:
-            return self.local.assembly.tokenizer
+        if self._local is not None:
+            return self._local.assembly.tokenizer
         return None if self.facts.tokenizer is None else load_tokenizer(self.facts.tokenizer)
 
     def _checked(self, prompts: Sequence[Prompt], params: Params) -> list[InferenceRequest]:

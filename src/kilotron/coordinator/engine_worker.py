@@ -38,8 +38,9 @@ from kilotron.coordinator.wire import (
     Work,
     encode,
 )
-from kilotron.engines.dynamic_engine import DynamicInferenceEngine, Listener
+from kilotron.engines.dynamic_engine import DynamicInferenceEngine
 from kilotron.engines.load_figures import EngineLoadFigures
+from kilotron.engines.request_end import Listener
 from kilotron.engines.request_timeline import RequestTimeline
 from kilotron.errors import (
     KilotronError,
@@ -132,9 +133,8 @@ class EngineWorker:
 
     def _keep_joined(self) -> None:
         """Says Hello at first, to every new coordinator, and as somebody new after having been given up."""
-        refusal = self._state.refusal
-        if refusal is not None:
-            self._refused(refusal)
+        if self._state.refusal is not None:
+            self._accept_refusal(self._state.refusal)
         if self._joined_to is not None and self._joined_to == self._state.coordinator:
             return
         if self._joined_to is not None:
@@ -145,7 +145,7 @@ class EngineWorker:
             token, state = self._credentials.token("engine"), self._state
             self._socket.send(encode(Hello(PROTOCOL_VERSION, "engine", token, state.incarnation, state.pid)))
 
-    def _refused(self, refusal: Unwelcome) -> None:
+    def _accept_refusal(self, refusal: Unwelcome) -> None:
         if refusal.reason != "fenced":
             raise ProtocolError(f"the coordinator refuses this replica: {refusal.message}")
         _log.warning("this replica was given up (%s); it joins again as a new one", refusal.message)
@@ -182,8 +182,10 @@ class EngineWorker:
             case Welcome(incarnation):
                 self._joined_to = self._state.coordinator = incarnation
                 self._send(Join(self._facts))
-            case Unwelcome(reason):
-                self._leave() if reason == "hello" else self._refused(message)
+            case Unwelcome(reason="hello"):
+                self._leave()
+            case Unwelcome():
+                self._state.refusal = message
 
     def _start(self, submission: Submission) -> None:
         request_id = submission.request_id

@@ -23,6 +23,8 @@ _FINAL_STATUS = {"error": Status.FAILED, "abort": Status.CANCELLED, "deadline": 
 # What a field of SamplingParams holds when it was not given.
 _DEFAULTS = {field.name: getattr(SamplingParams(), field.name) for field in fields(SamplingParams)}
 _MOST_ROUTING_BLOCKS = 256
+# More tokens than any request has: nobody reads before the end.
+_WHOLE = 1 << 31
 
 
 def to_submission(
@@ -66,6 +68,8 @@ def to_request(submission: Submission, first_id: int, vocab_size: int) -> Infere
         InvalidRequestError: it is not as a front end makes them; a token id could else reach past a table's end.
     """
     params = SamplingParams.from_dict(submission.params)
+    if not params.streaming:
+        params.streaming_interval = _WHOLE
     if not submission.prompt_tokens:
         raise InvalidRequestError("a submission without prompt tokens")
     for token_ids in (submission.prompt_tokens, submission.end_ids, *submission.bad_word_ids):

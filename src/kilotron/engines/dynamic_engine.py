@@ -20,7 +20,6 @@ from kilotron.engines.request_intake import Prompt, RequestIntake, spread_params
 from kilotron.engines.request_timeline import RequestTimeline
 from kilotron.engines.suspend_resume import CacheSuspension, KVMode
 from kilotron.errors import (
-    DeadlineExceededError,
     EngineClosedError,
     EngineSuspendedError,
     InvalidRequestError,

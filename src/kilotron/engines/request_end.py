@@ -3,9 +3,10 @@
 import logging
 from collections.abc import Callable
 
-from kilotron.errors import KilotronError, RequestAbortedError, StepFailedError
+from kilotron.errors import DeadlineExceededError, KilotronError, RequestAbortedError, StepFailedError
 from kilotron.inference_request import InferenceRequest, Status
-from kilotron.text_generation_controllers.generation_progress import GenerationProgress, StreamItem
+from kilotron.text_generation_controllers.generation_progress import GenerationProgress
+from kilotron.text_generation_controllers.stream_item import StreamItem
 
 _log = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ def error_of(request: InferenceRequest, reason: str) -> KilotronError | None:
     if reason == "abort":
         return RequestAbortedError(f"request {request.request_id} was aborted")
     if reason == "deadline":
-        return RequestAbortedError(f"request {request.request_id} did not finish before its deadline")
+        return DeadlineExceededError(f"request {request.request_id} did not finish before its deadline")
     return None
 
 

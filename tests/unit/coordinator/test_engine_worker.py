@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from fake_coordinator import FakeCoordinator, make_credentials
 from fakes import TINY_OPTIONS, VOCAB_SIZE, make_llm
 from kilotron.apis.engine_facts import read_engine_facts
 from kilotron.apis.llm import MegatronLLM
@@ -33,6 +32,7 @@ from kilotron.coordinator.wire import (
 )
 from kilotron.errors import ProtocolError
 from kilotron.sampling_params import SamplingParams
+from unit.coordinator.fake_coordinator import FakeCoordinator, make_credentials
 
 
 class Replica:
@@ -100,7 +100,8 @@ def outputs_of(coordinator: FakeCoordinator, request_id: str, num_choices: int =
 def test_a_replica_joins_and_streams_the_tokens_that_the_engine_itself_gives(
     credentials: Credentials, direct: MegatronLLM
 ) -> None:
-    expected = direct.generate([[5, 6, 7, 8, 9]], SamplingParams(num_tokens_to_generate=6, temperature=0.0, ignore_eos=True))
+    params = SamplingParams(num_tokens_to_generate=6, temperature=0.0, ignore_eos=True)
+    expected = direct.generate([[5, 6, 7, 8, 9]], params)
     with FakeCoordinator(credentials) as coordinator, replica(credentials):
         coordinator.welcome("pulse")
         peer = coordinator.welcome("engine")
