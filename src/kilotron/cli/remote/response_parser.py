@@ -1,7 +1,7 @@
 """One HTTP/1.1 response out of bytes that come in any portions: status, headers, body. Does no input or output.
 
-Hand-written because a load generator shares its cores with the server that it measures: httpx2 takes 8 times as much
-CPU time for each chunk of a stream (docs/cli.md has the figures), and it is no dependency of ours.
+Hand-written because a load generator shares its cores with the server that it measures: for each chunk of a stream
+httpx2 takes about 100 us of CPU time, this 30 us, and 12 us under uvloop (16 streams, chunk to decoded struct).
 """
 
 from kilotron.cli.remote.server_error import ServerError

@@ -58,6 +58,14 @@ class ServerSession:
                 f"{self.address.url}/v1/models names no model; is it an OpenAI-compatible server?"
             ) from None
 
+    def vocab_size(self) -> int | None:
+        """How many token ids the server knows; None when it does not say."""
+        try:
+            found = json.loads(self._get("/tokenizer_info"))["vocab_size"]
+        except (ServerError, ValueError, LookupError, TypeError):
+            return None
+        return found if isinstance(found, int) and found > 0 else None
+
     def stream(self, path: str, fields: Mapping[str, Any], *, is_stopped: Callable[[], bool]) -> Generator[bytes]:
         """Posts JSON and yields the data of the events that come back, until they end or `is_stopped`.
 
