@@ -189,12 +189,14 @@ class _ProgressBar:
     def step(self) -> None:
         """Another request has finished."""
         self._num_finished += 1
-        if not self._is_wanted or time.monotonic() - self._started < _BAR_DELAY_S:
+        elapsed_s = time.monotonic() - self._started
+        if not self._is_wanted or elapsed_s < _BAR_DELAY_S:
             return
         if self._bar is None:
             from tqdm import tqdm
 
             self._bar = tqdm(total=self._total, unit="request", dynamic_ncols=True, leave=False, file=sys.stderr)
+            self._bar.start_t -= elapsed_s
         self._bar.update(self._num_finished - self._bar.n)
 
     def __enter__(self) -> Self:

@@ -200,6 +200,20 @@ def test_the_key_travels_in_its_header(command: Command, server: FakeOpenAI, tmp
     assert "sesame" not in outcome.out + outcome.err
 
 
+def test_flags_may_come_from_the_environment_and_a_file(
+    command: Command, server: FakeOpenAI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KILOTRON_URL", server.url)
+    monkeypatch.setenv("KILOTRON_GOODPUT", "ttft:5000 e2el:9000")
+    monkeypatch.setenv("KILOTRON_METRIC_PERCENTILES", "50,99.9")
+    (tmp_path / "k.toml").write_text("[bench.serve]\nnum-prompts = 2\nnum-warmups = 0\nrandom-output-len = 2\n")
+    outcome = command("bench", "serve", "--config", tmp_path / "k.toml")
+
+    assert outcome.code == 0
+    for expected in ("Successful requests:                     2", "Request goodput (req/s):", "P99.9 TTFT (ms):"):
+        assert expected in outcome.out
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -9,7 +9,7 @@ from kilotron.cli.remote.server_sent_events import EventParser
 
 STREAM = (
     b'\xef\xbb\xbfdata: {"a":1}\n\n: keep-alive\n\nevent: x\nid: 7\ndata:first\ndata: second\n\n'
-    b"data: carriage\r\rdata: both\r\n\r\nretry: 9\n\ndata\n\ndata:  two blanks\n\ndata: caf\xc3\xa9 \xe2\x80\xa8x\n\n"
+    b"data: carriage\r\rdata: both\r\n\r\nretry: 9\n\ndata\n\ndata:  two blanks\n\ndata: na\xc3\xafve \xe2\x80\xa8x\n\n"
     b"data: [DONE]\n\ndata: without an end"
 )
 EVENTS = [
@@ -19,7 +19,7 @@ EVENTS = [
     b"both",
     b"",
     b" two blanks",
-    b"caf\xc3\xa9 \xe2\x80\xa8x",
+    b"na\xc3\xafve \xe2\x80\xa8x",
     b"[DONE]",
 ]
 
