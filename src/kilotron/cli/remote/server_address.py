@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,6 +14,7 @@ KEY_VARIABLES = ("KILOTRON_API_KEY", "OPENAI_API_KEY")
 
 _PORTS = {"http": 80, "https": 443}
 _MAX_KEY_BYTES = 4096
+_BETWEEN_KEYS = re.compile("[,\n]")
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,9 @@ def _read_key(file: Path | None) -> str | None:
                 key = stream.read(_MAX_KEY_BYTES).decode("utf-8", "replace")
         except OSError as error:
             raise UsageError(f"{source}: {error.strerror}") from error
-    key = key.strip()
+    key = _BETWEEN_KEYS.split(key.strip())[0].strip()  # a server may share its list of keys with us: the first one
     if not key or not _is_visible(key):
-        raise UsageError(f"{source}: a key is one line of printable ASCII characters without blanks")
+        raise UsageError(f"{source}: a key is made of printable ASCII characters without blanks")
     return key
 
 

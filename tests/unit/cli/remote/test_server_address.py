@@ -45,7 +45,14 @@ def test_the_files_key_beats_the_environments(monkeypatch: pytest.MonkeyPatch, t
     assert server_address("http://localhost", tmp_path / "key").api_key == "filed"
 
 
-@pytest.mark.parametrize("key", ["", "two words", "line\r\nX-Evil: 1", "nön-ascii"])
+def test_of_the_keys_that_a_server_knows_the_first_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "keys").write_text("one\ntwo\n")
+    assert server_address("http://localhost", tmp_path / "keys").api_key == "one"
+    monkeypatch.setenv("KILOTRON_API_KEY", "three,four")
+    assert server_address("http://localhost", None).api_key == "three"
+
+
+@pytest.mark.parametrize("key", ["", "two words", "line\rX-Evil:1", "nön-ascii"])
 def test_a_key_that_would_break_a_header_is_refused_and_not_shown(tmp_path: Path, key: str) -> None:
     (tmp_path / "key").write_text(key)
     with pytest.raises(UsageError, match="--api-key-file") as caught:
