@@ -43,6 +43,7 @@ COMMANDS = {
     "score": ("score:score", "Log-probabilities and perplexity of texts."),
     "bench throughput": ("bench:throughput", "Many random prompts at once: requests and tokens per second."),
     "bench latency": ("bench:latency", "One prompt at a time: time to the first token and per token."),
+    "bench serve": ("bench_serve:serve", "Load on a running server: throughput and latencies, as vLLM tells them."),
     "bench kernels": ("bench_kernels:kernels", "Each kernel operation's time against its roofline: no model needed."),
     "env": ("env:env", "Versions, machine and caches, for a bug report."),
 }
@@ -89,7 +90,10 @@ def build_app(arguments: Sequence[str] = (), config_file: str | None = None) -> 
         result_action="return_value",
     )
     bench = App(
-        name="bench", help="Measure a model or the kernels on this machine.", help_epilogue=COMMAND_EPILOGUE, sort_key=3
+        name="bench",
+        help="Measure a model or the kernels on this machine, or a server.",
+        help_epilogue=COMMAND_EPILOGUE,
+        sort_key=3,
     )
     for rank, (name, (target, summary)) in enumerate(COMMANDS.items()):
         group, _, last = name.rpartition(" ")

@@ -1,28 +1,32 @@
-"""`kilotron chat`: a conversation in the terminal, or over a pipe with one message per line."""
+"""`kilotron chat`: a conversation in the terminal, or over a pipe with one message per line; model here or remote."""
 
 import sys
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Any
 
 from kilotron.cli.chat_commands import ChatCommands
 from kilotron.cli.chat_session import ChatSession
 from kilotron.cli.failures import EXIT_FAILED, UsageError, print_error
-from kilotron.cli.loaded_model import LoadedModel, check_model_name, open_model
+from kilotron.cli.loaded_model import check_model_name, open_model
+from kilotron.cli.local_answers import LocalAnswers
 from kilotron.cli.options import (
     ENGINE,
     PROMPT_GROUP,
     RUN,
     SAMPLING,
+    SERVER,
     TEXT,
     EngineOptions,
     Model,
     RunOptions,
     SamplingOptions,
+    ServerOptions,
     flag,
 )
 from kilotron.cli.output import dim, note
 from kilotron.cli.signals import Signals
-from kilotron.errors import ChatTemplateError, KilotronError
+from kilotron.errors import KilotronError
 
 
 def chat(
@@ -30,6 +34,7 @@ def chat(
     /,
     *,
     system: Annotated[str | None, flag("What the model is told first.", group=PROMPT_GROUP, **TEXT)] = None,
+    server: ServerOptions = SERVER,
     sampling: SamplingOptions = SAMPLING,
     run: RunOptions = RUN,
     engine: EngineOptions = ENGINE,
@@ -38,28 +43,49 @@ def chat(
 
     Answers appear as they are generated. /help lists the commands; Ctrl-C stops
     an answer, Ctrl-D ends the chat. Without a terminal each line of standard
-    input is a message, and the answers go to standard output.
+    input is a message, and the answers go to standard output. With --url a
+    server answers; MODEL is then an id there, by default its first one.
 
     Try:
       kilotron chat
       kilotron chat Qwen/Qwen3-0.6B --system "Answer in one sentence."
       echo "Who was Ada Lovelace?" | kilotron chat ./checkpoint --temperature 0
+      kilotron chat --url http://localhost:8000
     """
     check_model_name(model)
     asked = sampling.given()
     if asked.get("n", 1) != 1:
         raise UsageError("a chat has one answer at a time; leave out --n, or use kilotron generate")
+    if server.url is not None:
+        return _chat_remotely(server, server.url, model, asked, system, engine)
     with open_model(model, engine, run) as loaded, Signals() as signals:
-        _check_template(loaded)
-        return _Conversation(ChatSession(loaded, asked, system), signals).run()
+        session = ChatSession(LocalAnswers(loaded), asked, system)
+        return _Conversation(session, signals, on_answered=loaded.tell_times).run()
+
+
+def _chat_remotely(
+    server: ServerOptions, url: str, model: str | None, asked: dict[str, Any], system: str | None, engine: EngineOptions
+) -> int:
+    from kilotron.cli.remote.server_address import server_address
+    from kilotron.cli.remote.server_session import ServerSession
+    from kilotron.cli.remote_answers import RemoteAnswers
+
+    useless = engine.changed()
+    if useless:
+        note(f"with --url the server's own options count, not {', '.join(useless)}")
+    with ServerSession(server_address(url, server.api_key_file)) as remote, Signals() as signals:
+        source = RemoteAnswers(remote, model or remote.first_model())
+        source.describe_sampling(asked)  # refuses what makes no sense before anything is typed
+        return _Conversation(ChatSession(source, asked, system), signals).run()
 
 
 class _Conversation:
     """The loop of reading a line and answering it."""
 
-    def __init__(self, session: ChatSession, signals: Signals) -> None:
+    def __init__(self, session: ChatSession, signals: Signals, on_answered: Callable[[], None] = lambda: None) -> None:
         self._session = session
         self._signals = signals
+        self._on_answered = on_answered
         self._commands = ChatCommands(session)
         self._is_terminal = sys.stdin.isatty()
         self._exit_code = 0
@@ -69,7 +95,7 @@ class _Conversation:
         if self._is_terminal:
             with suppress(ImportError):
                 import readline  # noqa: F401 - gives input() its line editing
-            note(f"chatting with {self._session.loaded.name}; /help for commands, Ctrl-D to end")
+            note(f"chatting with {self._session.source.name}; /help for commands, Ctrl-D to end")
         while (text := self._read()) is not None:
             try:
                 if not self._take(text):
@@ -95,14 +121,13 @@ class _Conversation:
                 if is_first and self._session.num_dropped:
                     note(f"the context is full; the oldest {self._session.num_dropped} messages were dropped")
                 is_first = False
-                self._session.loaded.mark("first token")
                 out.write(piece)
                 out.flush()
             if is_stopped():
                 out.write(dim(" (stopped)", out) if out.isatty() else "")
         out.write("\n")
         out.flush()
-        self._session.loaded.tell_times()
+        self._on_answered()
 
     def _read(self) -> str | None:
         """The next message, its continued lines joined; None at the end."""
@@ -130,12 +155,3 @@ class _Conversation:
         if not line:
             raise EOFError
         return line.removesuffix("\n")
-
-
-def _check_template(loaded: LoadedModel) -> None:
-    tokenizer = loaded.llm.tokenizer
-    if tokenizer is None or tokenizer.chat_template is None:
-        raise ChatTemplateError(
-            f"{loaded.name} has no chat template, so it does not know who speaks; "
-            'it can continue texts: kilotron generate MODEL -p "Once upon a time"'
-        )

@@ -8,11 +8,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kilotron.cli.chat_session import ChatSession, check_sampling
+from kilotron.cli.answer_source import AnswerFigures
+from kilotron.cli.chat_session import ChatSession
 from kilotron.cli.failures import UsageError
 from kilotron.cli.options import SamplingOptions
-from kilotron.cli.output import format_bytes, format_table
-from kilotron.cli.sampling_layers import ALIASES, describe_sampling
+from kilotron.cli.output import format_table
+from kilotron.cli.sampling_layers import ALIASES
 
 _NOT_FOR_CHAT = {"n", "logprobs"}
 _SETTABLE = sorted({field.name for field in fields(SamplingOptions)} - _NOT_FOR_CHAT | set(ALIASES))
@@ -77,8 +78,7 @@ class ChatCommands:
         name, _, value = rest.partition(" ")
         name = name.lstrip("-").replace("-", "_")
         if not name:
-            _say(f"sampling: {describe_sampling(self._session.params)}")
-            return True
+            return self._say_sampling()
         if name not in _SETTABLE:
             near = difflib.get_close_matches(name, _SETTABLE, n=1)
             raise UsageError(
@@ -88,31 +88,22 @@ class ChatCommands:
         name = ALIASES.get(name, name)
         if value.strip():
             changes = {name: _parse_value(value.strip())}
-            check_sampling(self._session, changes)
+            self._session.source.describe_sampling(self._session.sampling | changes)  # refuses what makes no sense
             self._session.sampling |= changes
         else:
             self._session.sampling.pop(name, None)
-        _say(f"sampling: {describe_sampling(self._session.params)}")
+        return self._say_sampling()
+
+    def _say_sampling(self) -> bool:
+        _say(f"sampling: {self._session.source.describe_sampling(self._session.sampling)}")
         return True
 
     def _stats(self, rest: str) -> bool:
-        import psutil
-
-        session, config = self._session, self._session.loaded.llm.config
-        rows = [("model", f"{session.loaded.name}, {config.dtype}, {session.loaded.llm.kernels_name} kernels")]
-        figures = session.figures
-        if figures is not None:
-            speed = "" if figures.tokens_per_s is None else f", {figures.tokens_per_s:.1f} tokens/s"
-            first = "" if figures.first_token_s is None else f", the first after {figures.first_token_s:.3f} s"
-            rows.append(("last answer", f"{figures.generated_tokens} tokens{first}{speed}"))
-            rows.append(("its prompt", f"{figures.prompt_tokens} tokens, {figures.cached_tokens} of them cached"))
-        rows += [
-            ("context", f"{session.count_tokens()} of {config.max_sequence_length} tokens"),
-            ("memory", f"{format_bytes(psutil.Process().memory_info().rss)} resident"),
-            ("KV cache", f"{format_bytes(config.kv_cache_bytes)} set aside"),
-            ("sampling", describe_sampling(session.params)),
-        ]
-        _say(format_table(rows))
+        session = self._session
+        model, *others = session.source.describe(session.messages)
+        answer = [] if session.figures is None else _describe_figures(session.figures)
+        sampling = ("sampling", session.source.describe_sampling(session.sampling))
+        _say(format_table([model, *answer, *others, sampling]))
         return True
 
     def _save(self, file: str) -> bool:
@@ -126,7 +117,7 @@ class ChatCommands:
             raise UsageError("/save needs a file: /save talk.json")
         path = Path(file).expanduser()
         data = {
-            "model": self._session.loaded.name,
+            "model": self._session.source.name,
             "messages": self._session.messages,
             "sampling": self._session.sampling,
         }
@@ -140,6 +131,18 @@ class ChatCommands:
             raise UsageError(f"{path}: {error.strerror}") from error
         _say(f"saved {len(self._session.messages)} messages to {path}")
         return True
+
+
+def _describe_figures(figures: AnswerFigures) -> list[tuple[str, str]]:
+    rows = []
+    if figures.generated_tokens is not None:
+        speed = "" if figures.tokens_per_s is None else f", {figures.tokens_per_s:.1f} tokens/s"
+        first = "" if figures.first_token_s is None else f", the first after {figures.first_token_s:.3f} s"
+        rows.append(("last answer", f"{figures.generated_tokens} tokens{first}{speed}"))
+    if figures.prompt_tokens is not None:
+        cached = "" if figures.cached_tokens is None else f", {figures.cached_tokens} of them cached"
+        rows.append(("its prompt", f"{figures.prompt_tokens} tokens{cached}"))
+    return rows
 
 
 def _parse_value(text: str) -> Any:

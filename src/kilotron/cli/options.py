@@ -16,6 +16,7 @@ from kilotron.sampling_params import SamplingParams
 
 PROMPT_GROUP = Group("Prompts", sort_key=1)
 OUTPUT_GROUP = Group("Output", sort_key=2)
+_SERVER = Group("Server", sort_key=2)
 _SAMPLING = Group("Sampling (else as the model's generation_config.json says)", sort_key=3)
 _ENGINE = Group("Engine", sort_key=4)
 
@@ -83,6 +84,17 @@ class PromptOptions:
     ] = None
     whole_file: Annotated[bool, switch("The file is one prompt, newlines and all.")] = False
     prompt_ids: Annotated[Sequence[str], many('A prompt as token ids: "1,2,3".', **TEXT)] = ()
+
+
+@Parameter(name="*", group=_SERVER)
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """A server that speaks OpenAI's protocol, instead of a model here. A key never stands on a command line."""
+
+    url: Annotated[str | None, flag("Let this server answer: http://localhost:8000, with or without /v1.")] = None
+    api_key_file: Annotated[
+        Path | None, flag("File with the server's key; by default KILOTRON_API_KEY, else OPENAI_API_KEY.")
+    ] = None
 
 
 @Parameter(name="*", group=_SAMPLING)
@@ -179,6 +191,10 @@ class EngineOptions:
         str | None, flag("Write a Chrome trace of all steps and operations to this file, and a summary to stderr.")
     ] = _DEFAULTS.profile
 
+    def changed(self) -> list[str]:
+        """The flags that are not at their defaults."""
+        return [f"--{name.replace('_', '-')}" for name, value in vars(self).items() if value != getattr(ENGINE, name)]
+
     def to_config(self) -> InferenceConfig:
         """The engine's options.
 
@@ -190,5 +206,6 @@ class EngineOptions:
 
 RUN = RunOptions()
 PROMPTS = PromptOptions()
+SERVER = ServerOptions()
 SAMPLING = SamplingOptions()
 ENGINE = EngineOptions()

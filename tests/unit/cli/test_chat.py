@@ -9,6 +9,7 @@ import pytest
 
 from kilotron.cli.chat_session import ChatSession
 from kilotron.cli.loaded_model import LoadedModel
+from kilotron.cli.local_answers import LocalAnswers
 from kilotron.cli.signals import Signals
 from kilotron.errors import PromptTooLongError
 from unit.cli.conftest import Command
@@ -30,7 +31,9 @@ def loaded(checkpoint: str) -> LoadedModel:
 
 
 def make_session(loaded: LoadedModel, **sampling: object) -> ChatSession:
-    return ChatSession(loaded, {"num_tokens_to_generate": 8, "temperature": 0.0, "ignore_eos": True} | sampling)
+    return ChatSession(
+        LocalAnswers(loaded), {"num_tokens_to_generate": 8, "temperature": 0.0, "ignore_eos": True} | sampling
+    )
 
 
 def test_each_line_of_a_pipe_gets_an_answer_on_standard_output(command: Command, checkpoint: str) -> None:
