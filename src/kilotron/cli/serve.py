@@ -10,12 +10,12 @@ from kilotron.cli.options import ENGINE, RUN, EngineOptions, Model, RunOptions
 from kilotron.cli.output import format_bytes, format_table, note
 from kilotron.cli.sampling_layers import describe_sampling
 from kilotron.cli.serve_options import (
+    LISTEN,
     LOAD,
     SAFETY,
-    SERVER,
+    ListenOptions,
     LoadOptions,
     SafetyOptions,
-    ServerOptions,
     to_serve_config,
 )
 from kilotron.cli.start_report import process_age_s
@@ -33,7 +33,7 @@ def serve(
     /,
     *,
     run: RunOptions = RUN,
-    server: ServerOptions = SERVER,
+    listen: ListenOptions = LISTEN,
     safety: SafetyOptions = SAFETY,
     load: LoadOptions = LOAD,
     engine: EngineOptions = ENGINE,
@@ -53,7 +53,7 @@ def serve(
       kilotron chat --url http://localhost:8000
     """
     check_model_name(model)
-    config = to_serve_config(server, safety, load)
+    config = to_serve_config(listen, safety, load)
     options = engine.to_config()
     if model is None:
         note(_BUNDLED)

@@ -18,7 +18,7 @@ _DEFAULTS = ServeConfig()
 
 @Parameter(name="*", group=_SERVER)
 @dataclass(frozen=True, kw_only=True)
-class ServerOptions:
+class ListenOptions:
     """Where and how."""
 
     host: Annotated[str, flag("Address to listen on; a public one needs an API key.")] = _DEFAULTS.host
@@ -97,15 +97,15 @@ class LoadOptions:
     )
 
 
-SERVER = ServerOptions()
+LISTEN = ListenOptions()
 SAFETY = SafetyOptions()
 LOAD = LoadOptions()
 
 
-def to_serve_config(server: ServerOptions, safety: SafetyOptions, load: LoadOptions) -> ServeConfig:
+def to_serve_config(listen: ListenOptions, safety: SafetyOptions, load: LoadOptions) -> ServeConfig:
     """All flags together.
 
     Raises:
         ConfigError: a value is out of range.
     """
-    return ServeConfig(**asdict(server), **asdict(safety), **asdict(load))
+    return ServeConfig(**asdict(listen), **asdict(safety), **asdict(load))
