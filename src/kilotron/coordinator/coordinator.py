@@ -8,6 +8,9 @@ import logging
 import os
 import secrets
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 import zmq
 
@@ -58,12 +61,14 @@ class DataParallelInferenceCoordinator:
         finally:
             self._processes.close()
             self._router.close()
-            os.close(self._wake_fd)
+            wake_fd, self._wake_fd = self._wake_fd, -1
+            os.close(wake_fd)
 
     def stop(self) -> None:
-        """Ends `run` soon; safe from any thread and from signal handlers. Idempotent until `run` has returned."""
+        """Ends `run` soon; safe from any thread and from signal handlers. Idempotent."""
         self._is_stopping = True
-        os.eventfd_write(self._wake_fd, 1)
+        with suppress(OSError):
+            os.eventfd_write(self._wake_fd, 1)
 
     def _turn(self) -> None:
         """Waits for something to happen, takes in what did, and lets time pass."""
@@ -79,10 +84,12 @@ class DataParallelInferenceCoordinator:
             if isinstance(source, int):
                 for peer in self._processes.take_ended(source):
                     self._leave(peer)
+                self._fulfil()
         now = time.monotonic()
         if now >= self._next_tick:
             self._next_tick = now + self._tick_s
-            self._tick(now)
+            self._guarded(self._core.tick, now)
+            self._fulfil()
 
     def _take(self, peer: bytes, frames: list[bytes]) -> None:
         now = time.monotonic()
@@ -91,31 +98,23 @@ class DataParallelInferenceCoordinator:
         except ProtocolError as error:
             _log.debug("dropped: %s", error)
             message = None
-        try:
-            if message is None:
-                self._core.receive_garbage(peer, now)
-            else:
-                self._core.receive(peer, message, now)
-        except Exception:
-            _log.exception("a %s could not be handled", type(message).__name__)
-            self._core.metrics.count("internal_errors")
+        if message is None:
+            self._guarded(self._core.receive_garbage, peer, now)
+        else:
+            self._guarded(self._core.receive, peer, message, now)
         self._fulfil()
 
     def _leave(self, peer: bytes) -> None:
-        try:
-            self._core.peer_left(peer, time.monotonic())
-        except Exception:
-            _log.exception("the end of a peer could not be handled")
-            self._core.metrics.count("internal_errors")
-        self._fulfil()
+        self._processes.forget(peer)
+        self._guarded(self._core.peer_left, peer, time.monotonic())
 
-    def _tick(self, now: float) -> None:
+    def _guarded(self, call: Callable[..., None], *args: Any) -> None:
+        """Whatever goes wrong about one message is no reason to stop serving all the others."""
         try:
-            self._core.tick(now)
+            call(*args)
         except Exception:
-            _log.exception("a tick failed")
+            _log.exception("%s failed", call.__name__)
             self._core.metrics.count("internal_errors")
-        self._fulfil()
 
     def _fulfil(self) -> None:
         """Does what the core wants, and what it wants next when some of that cannot be done."""
@@ -126,8 +125,7 @@ class DataParallelInferenceCoordinator:
                 self._processes.kill(pid)
             gone |= self._send(outbox.take_sends())
             for peer in gone:
-                self._processes.forget(peer)
-                self._core.peer_left(peer, time.monotonic())
+                self._leave(peer)
 
     def _watch(self, watches: list[tuple[bytes, int]]) -> set[bytes]:
         """-> peers that are gone already."""
