@@ -1,0 +1,73 @@
+"""The body of /v1/completions."""
+
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from kilotron.text_generation_server.http_errors import HttpError
+from kilotron.text_generation_server.sampling_fields import NumLogprobs, SamplingFields
+
+MAX_PROMPTS = 256
+DEFAULT_MAX_TOKENS = 16
+
+_PROMPT_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_PROMPTS},
+        {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+        {
+            "type": "array",
+            "items": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+            "minItems": 1,
+            "maxItems": MAX_PROMPTS,
+        },
+    ]
+}
+
+
+class CompletionRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True):
+    """OpenAI's fields and vLLM's; docs/http-api.md has them all."""
+
+    prompt: Annotated[str | list[Any], Meta(extra_json_schema=_PROMPT_SCHEMA)]
+    echo: bool | None = None
+    logprobs: NumLogprobs | None = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, each a text or ids.
+
+        Raises:
+            HttpError: 400; they are neither, or too many.
+        """
+        prompt = self.prompt
+        if isinstance(prompt, str):
+            return [prompt]
+        if not prompt:
+            raise _wrong("prompt is an empty list; give a text or at least one token id")
+        if all(type(token_id) is int for token_id in prompt):
+            return [prompt]
+        if len(prompt) > MAX_PROMPTS:
+            raise _wrong(f"prompt holds {len(prompt)} prompts, more than {MAX_PROMPTS}")
+        if all(isinstance(text, str) for text in prompt):
+            return prompt
+        for index, ids in enumerate(prompt):
+            if not isinstance(ids, list) or not ids or not all(type(token_id) is int for token_id in ids):
+                raise HttpError(
+                    400,
+                    "prompt must be a text, a list of texts, a list of token ids or a list of such lists",
+                    param=f"prompt[{index}]",
+                    code="invalid_value" if ids == [] else "invalid_type",
+                )
+        return prompt
+
+    def check_together(self) -> None:
+        """See `SamplingFields`."""
+        super().check_together()
+        if self.max_tokens == 0 and not (self.echo or self.prompt_logprobs is not None):
+            raise HttpError(
+                400, "max_tokens: must be at least 1 unless echo is true", param="max_tokens", code="invalid_value"
+            )
+
+
+def _wrong(message: str) -> HttpError:
+    return HttpError(400, message, param="prompt", code="invalid_value")

@@ -1,0 +1,187 @@
+"""PUT /api: Megatron's older text generation server, with its fields and messages, and honest status codes."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+
+from kilotron.coordinator.wire import Output
+from kilotron.errors import SamplingParamsError
+from kilotron.sampling_params import SamplingParams
+from kilotron.text_generation_server.generation_call import GenerationCall
+from kilotron.text_generation_server.http_errors import HttpError
+from kilotron.text_generation_server.json_body import decode_object
+from kilotron.text_generation_server.json_response import json_response
+from kilotron.text_generation_server.request_admission import AdmittedPrompt, Caller, PromptOptions, admit
+from kilotron.text_generation_server.sampling_fields import NO_STREAMING_INTERVAL
+from kilotron.text_generation_server.server_state import ServerState, owner_of
+from kilotron.tokenization.prompt_text import tokenize_prompt
+
+_MAX_PROMPTS = 128
+_RENAMED = {
+    "max_len": "max_len is no longer used.  Replace with tokens_to_generate",
+    "sentences": "sentences is no longer used.  Replace with prompts",
+    "beam_width": "Beam search is no longer supported.",
+}
+_SWITCHES = ("logprobs", "add_BOS", "stop_on_double_eol", "stop_on_eol", "prevent_newline_after_colon", "no_log")
+
+
+class LegacyResponse(msgspec.Struct):
+    """Per prompt: its text with the continuation, the texts and ids of all tokens, and log-probabilities of all tokens
+    but the first."""
+
+    text: list[str]
+    segments: list[list[str]]
+    tokens: list[list[int]]
+    logprobs: list[list[float]] | None | UnsetType = UNSET
+
+
+class LegacyEndpoint:
+    """The one route."""
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+
+    async def generate(self, request: Request) -> Response:
+        """Continues prompts."""
+        body = decode_object(await request.body())
+        prompts = _checked_prompts(body)
+        params = _checked_params(body)
+        caller = Caller.of(request.scope, self._state, None)
+        options = PromptOptions(
+            params=params,
+            default_max_tokens=None,
+            add_special_tokens=True,
+            cache_salt="" if self._state.config.share_prefix_cache_between_keys else owner_of(request.scope),
+        )
+        if params.add_BOS:
+            tokenizer = self._state.tokenizer
+            texts = [asyncio.to_thread(tokenize_prompt, tokenizer, prompt, add_BOS=True) for prompt in prompts]
+            admitted = await admit(self._state, list(await asyncio.gather(*texts)), options, caller, path="prompts")
+        else:
+            admitted = await admit(self._state, list(prompts), options, caller, path="prompts")
+        async with GenerationCall(self._state.client, [prompt.submission for prompt in admitted]) as call:
+            outputs = [choices[0] for choices in await call.collect()]
+        return json_response(self._answer(prompts, admitted, outputs, params))
+
+    def _answer(
+        self, prompts: list[str], admitted: list[AdmittedPrompt], outputs: list[Output], params: SamplingParams
+    ) -> LegacyResponse:
+        tokens = [
+            prompt.submission.prompt_tokens + output.token_ids for prompt, output in zip(admitted, outputs, strict=True)
+        ]
+        tokenizer = self._state.tokenizer
+        spell = str if tokenizer is None else tokenizer.token_text
+        response = LegacyResponse(
+            text=[prompt + output.text for prompt, output in zip(prompts, outputs, strict=True)],
+            segments=[[spell(token_id) for token_id in ids] for ids in tokens],
+            tokens=tokens,
+        )
+        if params.return_log_probs:
+            response.logprobs = [_all_log_probs(output) for output in outputs]
+        return response
+
+
+def _all_log_probs(output: Output) -> list[float]:
+    finish = output.finish
+    of_prompt = finish.prompt_log_probs if finish is not None else None
+    return [*(of_prompt or []), *(output.log_probs or [])]
+
+
+def _checked_prompts(body: Mapping[str, Any]) -> list[str]:
+    for name, message in _RENAMED.items():
+        if name in body:
+            raise _wrong(name, message, code="unsupported_parameter")
+    if "prompts" not in body:
+        raise _wrong("prompts", "prompts argument required", code="missing_parameter")
+    prompts = body["prompts"]
+    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise _wrong("prompts", "prompts is not a list of strings", code="invalid_type")
+    if not prompts:
+        raise _wrong("prompts", "prompts is empty")
+    if len(prompts) > _MAX_PROMPTS:
+        raise _wrong("prompts", f"Maximum number of prompts is {_MAX_PROMPTS}")
+    if not all(prompts) and body.get("add_BOS") is not True:
+        raise _wrong("prompts", "Empty prompts require add_BOS=true")
+    return prompts
+
+
+def _checked_params(body: Mapping[str, Any]) -> SamplingParams:
+    for name in _SWITCHES:
+        if not isinstance(body.get(name, False), bool):
+            raise _wrong(name, f"{name} must be a boolean value", code="invalid_type")
+    if body.get("prevent_newline_after_colon"):
+        message = "prevent_newline_after_colon is not supported"
+        raise _wrong("prevent_newline_after_colon", message, code="unsupported_parameter")
+    num_tokens = _checked_length(body)
+    top_k, top_p = _checked_filters(body)
+    stop_words = [text for name, text in (("stop_on_double_eol", "\n\n"), ("stop_on_eol", "\n")) if body.get(name)]
+    try:
+        return SamplingParams(
+            temperature=_checked_temperature(body),
+            top_k=top_k,
+            top_p=top_p,
+            num_tokens_to_generate=num_tokens,
+            return_log_probs=body.get("logprobs", False),
+            add_BOS=body.get("add_BOS", False),
+            seed=_checked_seed(body),
+            stop_words=stop_words,
+            streaming_interval=NO_STREAMING_INTERVAL,
+        )
+    except SamplingParamsError as error:
+        raise _wrong(None, str(error)) from None
+
+
+def _checked_length(body: Mapping[str, Any]) -> int:
+    num_tokens = body.get("tokens_to_generate", 64)
+    if type(num_tokens) is not int:
+        raise _wrong("tokens_to_generate", "tokens_to_generate must be an integer greater than 0", code="invalid_type")
+    if num_tokens < 0:
+        raise _wrong("tokens_to_generate", "tokens_to_generate must be an integer greater than or equal to 0")
+    if num_tokens == 0 and not body.get("logprobs"):
+        raise _wrong("tokens_to_generate", "tokens_to_generate=0 implies logprobs should be True")
+    return num_tokens
+
+
+def _checked_temperature(body: Mapping[str, Any]) -> float:
+    temperature = body.get("temperature", 1.0)
+    if not _is_number(temperature) or not 0 < temperature <= 100:
+        raise _wrong("temperature", "temperature must be a positive number less than or equal to 100.0")
+    return float(temperature)
+
+
+def _checked_filters(body: Mapping[str, Any]) -> tuple[int, float]:
+    top_k, top_p = body.get("top_k", 0), body.get("top_p", 0.0)
+    if type(top_k) is not int or not 0 <= top_k <= 1000:
+        raise _wrong("top_k", "top_k must be an integer equal to or greater than 0 and less than or equal to 1000")
+    if not _is_number(top_p) or not 0 <= top_p <= 1:
+        raise _wrong("top_p", "top_p must be a positive float less than or equal to 1.0")
+    if top_k and top_p:
+        raise _wrong("top_p", "cannot set both top-k and top-p samplings.")
+    for name in ("top_p_decay", "top_p_bound"):
+        if not _is_number(body.get(name, 0.0)):
+            raise _wrong(name, f"{name} must be a positive float less than or equal to 1.0", code="invalid_type")
+        if body.get(name, 0.0) and not top_p:
+            raise _wrong(name, f"{name} cannot be set without top_p")
+        if body.get(name, 0.0):
+            raise _wrong(name, f"{name} is not supported", code="unsupported_parameter")
+    return top_k, float(top_p)
+
+
+def _checked_seed(body: Mapping[str, Any]) -> int | None:
+    seed = body.get("random_seed", -1)
+    if type(seed) is not int or not -1 <= seed < 2**63:
+        raise _wrong("random_seed", "random_seed must be a positive integer")
+    return None if seed == -1 else seed
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _wrong(param: str | None, message: str, code: str = "invalid_value") -> HttpError:
+    return HttpError(400, message, param=param, code=code)

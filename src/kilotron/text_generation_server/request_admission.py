@@ -1,0 +1,194 @@
+"""Admission: from checked fields to submissions. Everything a client can get wrong about a prompt is found here."""
+
+import asyncio
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kilotron.coordinator.submissions import limits_of, to_submission
+from kilotron.coordinator.wire import EngineFacts, Submission
+from kilotron.sampling_params import SamplingParams
+from kilotron.scheduling.capacity import check_capacity
+from kilotron.text_generation_server.http_errors import HttpError
+from kilotron.text_generation_server.sampling_fields import SamplingFields
+from kilotron.text_generation_server.server_state import ServerState, new_request_id, owner_of
+
+# Texts from this length on are tokenized beside the event loop.
+_LONG_TEXT_CHARS = 16_384
+_MAX_IDEMPOTENCY_KEY_CHARS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """What an HTTP request says beside its body."""
+
+    owner: str
+    timeout_s: float
+    idempotency_key: str
+
+    @classmethod
+    def of(cls, scope: Mapping[str, Any], state: ServerState, timeout_s: float | None) -> "Caller":
+        """Reads the headers.
+
+        Raises:
+            HttpError: 400; one of them is malformed.
+        """
+        headers = dict(scope["headers"])
+        limits = [state.config.request_timeout_s]
+        if timeout_s is not None:
+            limits.append(timeout_s)
+        if b"x-request-timeout-ms" in headers:
+            limits.append(_milliseconds(headers[b"x-request-timeout-ms"]))
+        owner = owner_of(scope)
+        key = headers.get(b"idempotency-key", b"").decode("latin-1")
+        if len(key) > _MAX_IDEMPOTENCY_KEY_CHARS or not key.isascii() or not key.isprintable():
+            message = f"Idempotency-Key must be at most {_MAX_IDEMPOTENCY_KEY_CHARS} printable characters"
+            raise HttpError(400, message, code="invalid_value")
+        return cls(owner=owner, timeout_s=min(limits), idempotency_key=f"{owner}:{key}" if key else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmittedPrompt:
+    """A prompt on its way."""
+
+    text: str | None
+    """None when ids were given."""
+    submission: Submission
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptOptions:
+    """How prompts become requests."""
+
+    params: SamplingParams
+    default_max_tokens: int | None
+    """Tokens to generate where the client did not say; None: as many as there is room for."""
+    add_special_tokens: bool
+    truncate_to: int | None = None
+    """Keep so many of the last tokens; -1: as many as the context holds."""
+    cache_salt: str = ""
+
+
+async def admit(
+    state: ServerState, prompts: list[Any], options: PromptOptions, caller: Caller, *, path: str = "prompt"
+) -> list[AdmittedPrompt]:
+    """Checks and tokenizes prompts.
+
+    Args:
+        state: the server's.
+        prompts: texts or lists of ids.
+        options: the same for all of them.
+        caller: who asks.
+        path: the field that they came in.
+
+    Raises:
+        HttpError: (or a KilotronError) 400; a prompt is empty, too long, or has unknown ids.
+    """
+    admitted = []
+    for index, prompt in enumerate(prompts):
+        place = path if len(prompts) == 1 else f"{path}[{index}]"
+        ids = await _tokenize(state, prompt, options, place) if isinstance(prompt, str) else prompt
+        admitted.append(
+            AdmittedPrompt(
+                text=prompt if isinstance(prompt, str) else None,
+                submission=_submission(state, ids, options, caller, index, place),
+            )
+        )
+    return admitted
+
+
+def cache_salt_of(state: ServerState, fields: SamplingFields, owner: str) -> str:
+    """Keys do not find each other's prefixes unless the operator allows it."""
+    own = "" if state.config.share_prefix_cache_between_keys else owner
+    return f"{own}|{fields.cache_salt}" if fields.cache_salt else own
+
+
+def _submission(
+    state: ServerState, ids: list[int], options: PromptOptions, caller: Caller, index: int, place: str
+) -> Submission:
+    facts = state.facts
+    params = options.params
+    if options.truncate_to is not None:
+        ids = _truncate(ids, options.truncate_to, facts, params)
+    _check_prompt_ids(ids, facts, place)
+    room = facts.max_sequence_length - len(ids)
+    if room < (1 if params.num_tokens_to_generate is None else params.num_tokens_to_generate):
+        raise _context_error(facts, len(ids), params.num_tokens_to_generate, place)
+    request = state.intake.build(ids, params, timeout_s=caller.timeout_s, cache_salt=options.cache_salt)
+    if params.num_tokens_to_generate is None:
+        # The last token generated needs no room in the cache.
+        capacity = (facts.num_blocks - 1) * facts.block_size - len(ids) + 1
+        wanted = room if options.default_max_tokens is None else max(options.default_max_tokens, params.min_tokens)
+        request.max_generated = min(room, wanted, max(capacity, 1))
+    check_capacity(request, limits_of(facts), facts.num_blocks)
+    key = caller.idempotency_key
+    return to_submission(
+        request,
+        new_request_id(),
+        block_size=facts.block_size if facts.enable_prefix_caching else 0,
+        owner=caller.owner,
+        idempotency_key=f"{key}/{index}" if key and index else key,
+    )
+
+
+async def _tokenize(state: ServerState, text: str, options: PromptOptions, place: str) -> list[int]:
+    tokenizer = state.tokenizer
+    if tokenizer is None:
+        raise HttpError(400, "this model has no tokenizer; send token ids", param=place, code="invalid_type")
+    if len(text) < _LONG_TEXT_CHARS:
+        return tokenizer.tokenize(text, add_special_tokens=options.add_special_tokens)
+    if state.longest_token_chars is None:
+        state.longest_token_chars = await asyncio.to_thread(_count_longest_token, state)
+    longest = state.facts.max_sequence_length
+    if options.truncate_to is None and len(text) > longest * state.longest_token_chars:
+        # Tokenizing it would take seconds, and cannot end well.
+        least = math.ceil(len(text) / state.longest_token_chars)
+        raise _context_error(state.facts, least, None, place, at_least=True)
+    return await asyncio.to_thread(tokenizer.tokenize, text, add_special_tokens=options.add_special_tokens)
+
+
+def _count_longest_token(state: ServerState) -> int:
+    tokenizer = state.tokenizer
+    if tokenizer is None:
+        return 1
+    return max((len(tokenizer.token_text(token_id)) for token_id in range(tokenizer.vocab_size)), default=1) or 1
+
+
+def _truncate(ids: list[int], wanted: int, facts: EngineFacts, params: SamplingParams) -> list[int]:
+    if wanted == -1:
+        wanted = max(facts.max_sequence_length - (params.num_tokens_to_generate or 1), 1)
+    return ids[-wanted:] if wanted else []
+
+
+def _check_prompt_ids(ids: list[int], facts: EngineFacts, place: str) -> None:
+    if not ids:
+        raise HttpError(400, f"{place} is empty; give at least one token", param=place, code="invalid_value")
+    for token_id in (min(ids), max(ids)):
+        if not 0 <= token_id < facts.vocab_size:
+            raise HttpError(
+                400,
+                f"{place}: token id {token_id} is outside the vocabulary (0 to {facts.vocab_size - 1})",
+                param=place,
+                code="invalid_value",
+            )
+
+
+def _context_error(
+    facts: EngineFacts, num_prompt: int, num_wanted: int | None, place: str, *, at_least: bool = False
+) -> HttpError:
+    longest = facts.max_sequence_length
+    if num_wanted is None or num_prompt > longest:
+        prefix = "at least " if at_least else ""
+        asked = f"your prompt has {prefix}{num_prompt} tokens, which leaves no room for an answer"
+    else:
+        asked = f"you asked for {num_prompt + num_wanted} tokens ({num_prompt} in the prompt, {num_wanted} to generate)"
+    message = f"This model's maximum context length is {longest} tokens, but {asked}. Shorten the prompt or the output."
+    return HttpError(400, message, param=place, code="context_length_exceeded")
+
+
+def _milliseconds(value: bytes) -> float:
+    text = value.decode("latin-1").strip()
+    if not (text.isascii() and text.isdigit() and 0 < len(text) <= 12 and int(text) > 0):
+        raise HttpError(400, "X-Request-Timeout-Ms must be a whole number above 0", code="invalid_value")
+    return int(text) / 1000
