@@ -126,6 +126,11 @@ class InferenceClient:
         loop.add_reader(self._socket.fd, self._receive_all)
         self._ticker = loop.create_task(self._tick())
 
+    async def wait_for_change(self) -> None:
+        """Returns after the next news from the coordinator, or its loss."""
+        self._changed.clear()
+        await self._changed.wait()
+
     async def wait_until(self, is_so: Callable[[ServiceStatus], bool], timeout_s: float) -> ServiceStatus:
         """Waits for a status.
 

@@ -4,6 +4,8 @@ Errors leave it as exceptions: the guard around it makes the responses (and canc
 no torch.
 """
 
+import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
@@ -45,6 +47,8 @@ from kilotron.text_generation_server.tokenize import (
     TokenizerInfo,
 )
 from kilotron.tokenization.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 
@@ -206,21 +210,39 @@ def service_routes(state: ServerState) -> list[ApiRoute]:
 
 
 class ResponseCounter:
-    """Counts responses by status; stands outside everything else, since the guard answers as well.
+    """Counts requests under way, and responses by status; stands outside everything else, since the guard answers too.
 
     Args:
         app: the guarded application.
         client: keeps the counts, as "http_responses/200".
+        has_access_log: log a line per request.
     """
 
-    def __init__(self, app: App, client: ServiceClient) -> None:
+    def __init__(self, app: App, client: ServiceClient, *, has_access_log: bool = False) -> None:
         self._app = app
         self._client = client
+        self._has_access_log = has_access_log
+        self.num_active = 0
+        """Requests whose answer is not complete."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status, started = 0, time.monotonic()
+
         async def count(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
-                self._client.count(f"http_responses/{message['status']}")
+                status = message["status"]
+                self._client.count(f"http_responses/{status}")
             await send(message)
 
-        await self._app(scope, receive, count if scope["type"] == "http" else send)
+        self.num_active += 1
+        try:
+            await self._app(scope, receive, count)
+        finally:
+            self.num_active -= 1
+            if self._has_access_log:
+                seconds = time.monotonic() - started
+                _log.info("%s %s %d in %.3f s", scope["method"], scope["path"], status, seconds)

@@ -37,7 +37,7 @@ class HealthEndpoints:
     async def ready(self, request: Request) -> Response:
         """Whether a request sent now would run. `?deep=1` tries it with one token."""
         status = self._state.client.status
-        if not status.is_ready or self._state.client.facts is None:
+        if not self._state.is_ready:
             return self._refusal(self._state.not_ready())
         if request.query_params.get("deep", "0") not in ("", "0", "false"):
             try:

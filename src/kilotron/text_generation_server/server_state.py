@@ -46,6 +46,10 @@ class ServerState:
     config: ServeConfig
     renderer: ChatRenderer | None
     """None where the model has no chat template."""
+    is_complete: bool = True
+    """Tokenizer and renderer are those of the model; False while a front end does not know it yet."""
+    is_draining: bool = False
+    """No new work is taken."""
     started_at: int = field(default_factory=lambda: int(time.time()))
     """Unix time, for `created`."""
     longest_token_chars: int | None = None
@@ -60,7 +64,7 @@ class ServerState:
             HttpError: 503; no replica has loaded the model yet.
         """
         facts = self.client.facts
-        if facts is None:
+        if facts is None or not self.is_complete:
             raise self.not_ready()
         return facts
 
@@ -119,7 +123,18 @@ class ServerState:
     def not_ready(self) -> HttpError:
         """Why no request can be taken now."""
         reason, code = explain_status(self.client.status)
+        if self.is_draining:
+            reason, code = "the server is shutting down", "shutting_down"
+        elif not self.is_complete and self.client.facts is not None:
+            reason, code = "the tokenizer is loading", "loading"
         return HttpError(503, reason, code=code, retry_after_s=_LOADING_RETRY_AFTER_S)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a request sent now would run."""
+        return (
+            self.client.status.is_ready and self.client.facts is not None and self.is_complete and not self.is_draining
+        )
 
 
 def explain_status(status: ServiceStatus) -> tuple[str, str]:

@@ -1,0 +1,105 @@
+"""An HTTP front end: the application, its guard and its keys around a client of the coordinator. Imports no torch."""
+
+import asyncio
+import logging
+import signal
+from pathlib import Path
+from typing import Any
+
+from kilotron.apis.process_configs import FrontendProcessConfig
+from kilotron.apis.service import adopt_listening_socket
+from kilotron.config import ServeConfig
+from kilotron.coordinator.inference_client import InferenceClient
+from kilotron.coordinator.parent_link import ParentLink
+from kilotron.text_generation_server.app import Application, ResponseCounter, build_app
+from kilotron.text_generation_server.authentication import Authentication, KeyRing, is_loopback
+from kilotron.text_generation_server.guard import LOOPBACK_HOSTS, Guard
+from kilotron.text_generation_server.http_limits import HttpLimits
+from kilotron.text_generation_server.http_server import HttpServer, find_loop_factory
+from kilotron.text_generation_server.template_worker import TemplateWorker
+from kilotron.text_generation_server.tls import build_tls_context
+from kilotron.tokenization import load_tokenizer
+
+_log = logging.getLogger(__name__)
+
+_LOOK_PERIOD_S = 0.02
+
+
+def run_frontend(config: FrontendProcessConfig, link: ParentLink) -> None:
+    """Serves until SIGTERM; then answers what is under way, refuses what is new, and returns."""
+    with asyncio.Runner(loop_factory=find_loop_factory()) as runner:
+        runner.run(_serve(config, link))
+
+
+async def _serve(config: FrontendProcessConfig, link: ParentLink) -> None:
+    options = ServeConfig(**config.options)
+    loop = asyncio.get_running_loop()
+    client = InferenceClient(config.credentials, role="controller")
+    app = build_app(client, None, options, None)
+    app.state.is_complete = False  # until it is known which tokenizer the engines have
+    counter = ResponseCounter(_protect(app, config, options), client, has_access_log=options.access_log)
+    tls = None
+    if options.tls_cert_file is not None and options.tls_key_file is not None:
+        tls = build_tls_context(Path(options.tls_cert_file), Path(options.tls_key_file))
+    listener = adopt_listening_socket(config.listening_fd)
+    server = HttpServer(counter, HttpLimits(), listener, tls=tls, drain_timeout_s=1.0)
+    terminated, should_stop = asyncio.Event(), asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, terminated.set)
+    await client.start()
+    async with asyncio.TaskGroup() as group:
+        completing = group.create_task(_complete(app, client))
+        group.create_task(_drain(app, counter, terminated, should_stop, options.drain_timeout_s))
+        link.report_ready()
+        await server.serve_until(should_stop)
+        completing.cancel()
+    if isinstance(app.state.renderer, TemplateWorker):
+        await app.state.renderer.aclose()
+    await client.close()
+
+
+def _protect(app: Application, config: FrontendProcessConfig, options: ServeConfig) -> Any:
+    """The application inside its layers: keys, and around all the guard."""
+    is_local = is_loopback(options.host)
+    keys = KeyRing(
+        tuple(map(bytes.fromhex, config.api_key_digests)), tuple(map(bytes.fromhex, config.admin_key_digests))
+    )
+    return Guard(
+        Authentication(app, keys, is_local=is_local),
+        HttpLimits(),
+        allowed_hosts={*LOOPBACK_HOSTS, *map(str.lower, options.allowed_hosts)} if is_local else None,
+        allowed_origins=options.allowed_origins,
+        is_draining=lambda: app.state.is_draining,
+    )
+
+
+async def _complete(app: Application, client: InferenceClient) -> None:
+    """Loads the tokenizer once the engines have told which one, and brings up what renders its chat template."""
+    while client.facts is None:
+        await client.wait_for_change()
+    folder = client.facts.tokenizer
+    if folder is not None:
+        tokenizer = await asyncio.to_thread(load_tokenizer, folder)
+        app.state.tokenizer = tokenizer
+        if tokenizer.chat_template is not None:
+            renderer = TemplateWorker(tokenizer.chat_template)
+            await renderer.start()
+            app.state.renderer = renderer
+    app.state.is_complete = True
+
+
+async def _drain(
+    app: Application,
+    counter: ResponseCounter,
+    terminated: asyncio.Event,
+    should_stop: asyncio.Event,
+    drain_timeout_s: float,
+) -> None:
+    """After SIGTERM: refuse what is new, at once, and stop when the last answer is out or time is up."""
+    await terminated.wait()
+    app.state.is_draining = True
+    end = asyncio.get_running_loop().time() + drain_timeout_s
+    while counter.num_active and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110 - a look is cheap
+        await asyncio.sleep(_LOOK_PERIOD_S)
+    if counter.num_active:
+        _log.warning("%d requests did not finish within %g s", counter.num_active, drain_timeout_s)
+    should_stop.set()
