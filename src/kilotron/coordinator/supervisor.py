@@ -105,6 +105,7 @@ class Supervisor:
             stop_timeout_s: How long all others may take after that.
             output_fd: Where the children's output goes.
         """
+        _occupy_standard_streams()
         self._children = [_Child(spec) for spec in specs]
         self._events = events or SupervisorEvents()
         self._drain_timeout_s = drain_timeout_s
@@ -128,7 +129,6 @@ class Supervisor:
 
         Call it in the main thread to have signals handled, or in a thread that does nothing else.
         """
-        _occupy_standard_streams()
         self._selector.register(self._wake_receiver, selectors.EVENT_READ, self._on_wake)
         try:
             with self._handling_signals():
