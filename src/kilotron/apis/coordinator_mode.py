@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from kilotron.apis.background_service import BackgroundService
 from kilotron.apis.client_thread import ClientThread
 from kilotron.apis.listening_socket import open_listening_socket, url_of
+from kilotron.apis.process_configs import LogConfig
 from kilotron.apis.progress import RequestProgressBar
 from kilotron.apis.service_specs import coordinator_spec, engine_specs, frontend_specs
 from kilotron.async_stream import AsyncStream
@@ -41,6 +42,8 @@ Params = SamplingParams | Sequence[SamplingParams] | None
 T = TypeVar("T")
 
 _POLL_S = 0.05
+# The processes belong to a program that has its own way to log.
+_QUIET = LogConfig(level="WARNING")
 
 
 class CoordinatorMode:
@@ -155,7 +158,7 @@ class CoordinatorMode:
         check_bind(config.host, keys, allow_public_without_key=config.allow_public_without_key)
         with open_listening_socket(config.host, config.port) as listener:
             url = url_of(listener, has_tls=config.tls_cert_file is not None)
-            specs = frontend_specs(self.credentials, config, keys, listener.fileno())
+            specs = frontend_specs(self.credentials, config, keys, listener.fileno(), _QUIET)
             fronts = BackgroundService(specs, drain_timeout_s=config.drain_timeout_s)
             self._resources.callback(fronts.close)
             fronts.wait_until_ready()
@@ -189,13 +192,13 @@ class CoordinatorMode:
     ) -> None:
         folder = self._resources.enter_context(RunFolder.create())
         self.credentials = Credentials.create(address or f"ipc://{folder.socket_path('coordinator')}")
-        specs = [coordinator_spec(self.credentials, serve)]
+        specs = [coordinator_spec(self.credentials, serve, _QUIET)]
         is_loaded_elsewhere = model is None or isinstance(model, str | Path)
         if is_loaded_elsewhere:
             if tokenizer is not None and not isinstance(tokenizer, str | Path):
                 raise ConfigError("with use_coordinator=True and a checkpoint, tokenizer must be a folder")
             place, tokens = (None if part is None else str(part) for part in (model, tokenizer))
-            specs += engine_specs(self.credentials, place, tokens, config, serve)
+            specs += engine_specs(self.credentials, place, tokens, config, serve, _QUIET)
         self._service = BackgroundService(specs)
         self._resources.callback(self._service.close)
         self._local: LocalReplica | None = None

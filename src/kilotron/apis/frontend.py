@@ -47,9 +47,8 @@ async def _serve(config: FrontendProcessConfig, link: ParentLink) -> None:
     loop.add_signal_handler(signal.SIGTERM, terminated.set)
     await client.start()
     async with asyncio.TaskGroup() as group:
-        completing = group.create_task(_complete(app, client))
+        completing = group.create_task(_complete(app, client, link))
         group.create_task(_drain(app, counter, terminated, should_stop, options.drain_timeout_s))
-        link.report_ready()
         await server.serve_until(should_stop)
         completing.cancel()
     if isinstance(app.state.renderer, TemplateWorker):
@@ -72,7 +71,7 @@ def _protect(app: Application, config: FrontendProcessConfig, options: ServeConf
     )
 
 
-async def _complete(app: Application, client: InferenceClient) -> None:
+async def _complete(app: Application, client: InferenceClient, link: ParentLink) -> None:
     """Loads the tokenizer once the engines have told which one, and brings up what renders its chat template."""
     while client.facts is None:
         await client.wait_for_change()
@@ -85,6 +84,7 @@ async def _complete(app: Application, client: InferenceClient) -> None:
             await renderer.start()
             app.state.renderer = renderer
     app.state.is_complete = True
+    link.report_ready()
 
 
 async def _drain(

@@ -24,7 +24,7 @@ class LocalReplica:
         config: InferenceConfig,
     ) -> None:
         self.assembly = assemble(model, tokenizer, config)
-        state = ReplicaState(new_incarnation())
+        state = ReplicaState(new_incarnation(), pid=0)  # nobody may kill this process for what its engine does
         self._worker = EngineWorker(credentials, self.assembly.engine, read_engine_facts(self.assembly), state)
         self._pulse = PulseSender(credentials, state)
         self._thread = threading.Thread(target=self._worker.run, name="kilotron-engine", daemon=True)

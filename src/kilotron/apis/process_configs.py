@@ -7,6 +7,14 @@ import msgspec
 from kilotron.coordinator.credentials import Credentials
 
 
+class LogConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How a process logs."""
+
+    format: str = "text"
+    """text or json."""
+    level: str = "INFO"
+
+
 class EngineProcessConfig(msgspec.Struct, frozen=True, kw_only=True):
     """For an engine replica."""
 
@@ -17,7 +25,7 @@ class EngineProcessConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Those of InferenceConfig that are not at their default."""
     cpus: list[int] | None
     """The CPUs this replica may use; None leaves all."""
-    log_format: str
+    log: LogConfig
 
 
 class CoordinatorProcessConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +34,7 @@ class CoordinatorProcessConfig(msgspec.Struct, frozen=True, kw_only=True):
     credentials: Credentials
     options: dict[str, Any]
     """Those of ServeConfig that are not at their default."""
-    log_format: str
+    log: LogConfig
 
 
 class FrontendProcessConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,4 +47,4 @@ class FrontendProcessConfig(msgspec.Struct, frozen=True, kw_only=True):
     """SHA-256 of each key, in hex."""
     admin_key_digests: list[str]
     listening_fd: int
-    log_format: str
+    log: LogConfig

@@ -4,22 +4,19 @@ import json
 import logging
 import time
 
+from kilotron.apis.process_configs import LogConfig
+
 _MAX_LINE_CHARS = 4096
 
 
-def log_to_stderr(log_format: str, level: int = logging.INFO) -> None:
-    """From now on kilotron's loggers write there, and warnings of libraries too.
-
-    Args:
-        log_format: text or json.
-        level: the least level of kilotron's own lines.
-    """
+def log_to_stderr(config: LogConfig) -> None:
+    """From now on kilotron's loggers write there, and warnings of libraries too."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines() if log_format == "json" else TextLines())
+    handler.setFormatter(JsonLines() if config.format == "json" else TextLines())
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
-    logging.getLogger("kilotron").setLevel(level)
+    logging.getLogger("kilotron").setLevel(config.level)
 
 
 class TextLines(logging.Formatter):

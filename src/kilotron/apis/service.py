@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kilotron.apis.listening_socket import open_listening_socket, url_of
+from kilotron.apis.process_configs import LogConfig
 from kilotron.apis.service_specs import coordinator_spec, engine_specs, frontend_specs
 from kilotron.config import InferenceConfig, ServeConfig
 from kilotron.coordinator.credentials import Credentials
@@ -40,10 +41,11 @@ def run_service(
     keys = read_keys(serve)
     with open_listening_socket(serve.host, serve.port) as listener, RunFolder.create() as folder:
         credentials = Credentials.create(f"ipc://{folder.socket_path('coordinator')}")
+        log = LogConfig(format=serve.log_format)
         specs = [  # engines first: they take longest to start
-            *engine_specs(credentials, model, tokenizer, engine, serve),
-            coordinator_spec(credentials, serve),
-            *frontend_specs(credentials, serve, keys, listener.fileno()),
+            *engine_specs(credentials, model, tokenizer, engine, serve, log),
+            coordinator_spec(credentials, serve, log),
+            *frontend_specs(credentials, serve, keys, listener.fileno(), log),
         ]
         events = make_events(url_of(listener, has_tls=serve.tls_cert_file is not None), [spec.name for spec in specs])
         return Supervisor(specs, events, drain_timeout_s=serve.drain_timeout_s).run()

@@ -7,7 +7,12 @@ from typing import Any
 
 import msgspec
 
-from kilotron.apis.process_configs import CoordinatorProcessConfig, EngineProcessConfig, FrontendProcessConfig
+from kilotron.apis.process_configs import (
+    CoordinatorProcessConfig,
+    EngineProcessConfig,
+    FrontendProcessConfig,
+    LogConfig,
+)
 from kilotron.config import InferenceConfig, ServeConfig
 from kilotron.coordinator.child_process import ChildSpec
 from kilotron.coordinator.credentials import Credentials
@@ -17,16 +22,19 @@ from kilotron.text_generation_server.authentication import ADMIN_KEY_VARIABLE, A
 _FRONTEND_STAGE, _ENGINE_STAGE, _COORDINATOR_STAGE = 0, 1, 2
 
 
-def coordinator_spec(credentials: Credentials, serve: ServeConfig) -> ChildSpec:
+def coordinator_spec(credentials: Credentials, serve: ServeConfig, log: LogConfig) -> ChildSpec:
     """The coordinator's process."""
-    config = CoordinatorProcessConfig(
-        credentials=credentials, options=changed_options(serve), log_format=serve.log_format
-    )
+    config = CoordinatorProcessConfig(credentials=credentials, options=changed_options(serve), log=log)
     return _spec("coordinator", "coordinator", config, _COORDINATOR_STAGE)
 
 
 def engine_specs(
-    credentials: Credentials, model: str | None, tokenizer: str | None, engine: InferenceConfig, serve: ServeConfig
+    credentials: Credentials,
+    model: str | None,
+    tokenizer: str | None,
+    engine: InferenceConfig,
+    serve: ServeConfig,
+    log: LogConfig,
 ) -> list[ChildSpec]:
     """One process for each replica; several share out the CPUs between them."""
     num_replicas = serve.data_parallel_size
@@ -38,13 +46,15 @@ def engine_specs(
             tokenizer=tokenizer,
             options=changed_options(engine),
             cpus=None if num_replicas == 1 else _share_of_cpus(index, num_replicas),
-            log_format=serve.log_format,
+            log=log,
         )
         specs.append(_spec(f"engine-{index}", "engine", config, _ENGINE_STAGE))
     return specs
 
 
-def frontend_specs(credentials: Credentials, serve: ServeConfig, keys: KeyRing, listening_fd: int) -> list[ChildSpec]:
+def frontend_specs(
+    credentials: Credentials, serve: ServeConfig, keys: KeyRing, listening_fd: int, log: LogConfig
+) -> list[ChildSpec]:
     """One process for each front end; they share the listening socket."""
     config = FrontendProcessConfig(
         credentials=credentials,
@@ -52,7 +62,7 @@ def frontend_specs(credentials: Credentials, serve: ServeConfig, keys: KeyRing, 
         api_key_digests=[digest.hex() for digest in keys.api_digests],
         admin_key_digests=[digest.hex() for digest in keys.admin_digests],
         listening_fd=listening_fd,
-        log_format=serve.log_format,
+        log=log,
     )
     return [
         _spec(f"frontend-{index}", "frontend", config, _FRONTEND_STAGE, inherited_fds=(listening_fd,))

@@ -113,7 +113,10 @@ def _receive_exactly(connection: socket.socket, num_bytes: int) -> bytes | None:
 
 
 def _send(connection: socket.socket, frame: bytes) -> None:
-    connection.sendall(LENGTH.pack(len(frame)) + frame)
+    try:
+        connection.sendall(LENGTH.pack(len(frame)) + frame)
+    except BrokenPipeError:
+        sys.exit()  # the parent has left
 
 
 if __name__ == "__main__":
