@@ -8,11 +8,12 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Concatenate, ParamSpec, TypeVar
 
 from kilotron.contexts.dynamic_context import DynamicInferenceContext
 from kilotron.engines.abstract_engine import AbstractEngine
+from kilotron.engines.computed_rows import ComputedRows, run_alone
 from kilotron.engines.interruption import run_uninterrupted
 from kilotron.engines.load_figures import EngineCounts, EngineLoadFigures
 from kilotron.engines.request_end import FINAL_STATUS, Listener, caused, error_of, finish, last_item, tell
@@ -172,8 +173,8 @@ class DynamicInferenceEngine(AbstractEngine):
     def step(self) -> list[InferenceRequest]:
         """Runs one step and returns the requests that ended in it.
 
-        A fault of one request ends that request, a fault in the model those that the step ran, and a fault in the
-        scheduler all there are; the engine goes on after each.
+        A fault of one request ends that request alone, also where it makes the whole step fail; a fault in the
+        scheduler ends all there are. The engine goes on after each.
 
         Raises:
             Exception: what the scheduler failed with, twice in a row; the engine is of no more use and must be closed.
@@ -334,6 +335,8 @@ class DynamicInferenceEngine(AbstractEngine):
             return
         self._closed_because = reason
         for request in list(self._requests.values()):
+            if request.request_id not in self._requests:  # a listener has aborted it
+                continue
             request.error = EngineClosedError(
                 f"request {request.request_id} was aborted: the engine is closed: {reason}"
             )
@@ -373,11 +376,7 @@ class DynamicInferenceEngine(AbstractEngine):
             return []
         if self.timeline is not None:
             self.timeline.begin_step(plan, self._requests, now)
-        try:
-            batch = self.context.prepare_batch(plan)
-            result = self.controller.generate_step(plan, batch)
-        except Exception as error:
-            return self._fail_step(plan, error)
+        plan, result, errors = self._compute(plan)
         ended = self._update_generation_status(plan, result)
         try:
             self.scheduler.resolve_step(plan, result, {request.request_id for request in ended})
@@ -387,8 +386,22 @@ class DynamicInferenceEngine(AbstractEngine):
         self.num_tokens_generated += len(result.token_ids)
         for request in ended:
             self._end(request)
+        if errors:
+            ended += self._fail_all(errors)
         self._publish(plan)
         return ended
+
+    def _compute(self, plan: StepPlan) -> ComputedRows:
+        """Runs the model on a plan; if that fails, on each row alone. The scheduler forgets those that fail then."""
+        try:
+            batch = self.context.prepare_batch(plan)
+            return ComputedRows(plan, self.controller.generate_step(plan, batch), {})
+        except Exception as error:
+            self._counts.steps_failed += 1
+            computed = run_alone(plan, error, self.scheduler, self.context, self.controller)
+            for request_id in computed.errors:
+                self.scheduler.abort(request_id)
+            return computed
 
     def _update_generation_status(self, plan: StepPlan, result: StepResult) -> list[InferenceRequest]:
         """Gives each request its new token and returns those that ended; one that cannot take it ends alone."""
@@ -413,18 +426,6 @@ class DynamicInferenceEngine(AbstractEngine):
         finish(progress, "error", caused(StepFailedError(message), cause))
         return progress.request
 
-    def _fail_step(self, plan: StepPlan, cause: Exception) -> list[InferenceRequest]:
-        """A step raised: the requests it ran fail, the waiting ones and the engine go on."""
-        if not plan.rows:
-            return self._fail_everything(cause)
-        _log.error("step %d failed with %d rows", plan.step, len(plan.rows), exc_info=cause)
-        self._counts.steps_failed += 1
-        failed = []
-        for row in plan.rows:
-            self.scheduler.abort(row.request_id)
-            failed.append(self._fail(self._requests[row.request_id], cause))
-        return failed
-
     def _fail_everything(self, cause: Exception) -> list[InferenceRequest]:
         """The scheduler failed, a fault of ours: nobody knows what its books are worth, so that all requests fail and
         it starts anew. If that does not help, the fault is raised: an engine that can do nothing must not look alive.
@@ -435,7 +436,15 @@ class DynamicInferenceEngine(AbstractEngine):
             raise cause
         _log.error("step %d could not be planned or resolved", self.scheduler.step, exc_info=cause)
         self.scheduler.reset()
-        return [self._fail(request, cause) for request in list(self._requests.values())]
+        return self._fail_all(dict.fromkeys(self._requests, cause))
+
+    def _fail_all(self, errors: Mapping[int, Exception]) -> list[InferenceRequest]:
+        """Ends requests with what they failed with, but for those that a listener aborts meanwhile."""
+        return [
+            self._fail(self._requests[request_id], cause)
+            for request_id, cause in errors.items()
+            if request_id in self._requests
+        ]
 
     def _fail(self, request: InferenceRequest, cause: Exception) -> InferenceRequest:
         if request.finish_reason is not None:  # it had just ended

@@ -30,7 +30,7 @@ class EngineLoadFigures(NamedTuple):
 
     num_steps: int
     num_steps_failed: int
-    """Steps that failed as a whole, and with them all requests they ran."""
+    """Steps that raised: their rows were run again one by one, or the scheduler began anew."""
     num_tokens_generated: int
     num_prompt_tokens_computed: int
     num_prompt_tokens_cached: int

@@ -113,6 +113,11 @@ class Scheduler:
         admissions = self._admit(budget, rows, now)
         return StepPlan(self.step, rows, admissions, preempted)
 
+    def readmission(self, row: RowPlan) -> Admission:
+        """What tables need to know of a planned row's request as it was before this step, to run the row once more."""
+        item = self._requests[row.request_id]
+        return self._admission(item, item.block_ids[: len(item.block_ids) - len(row.block_ids)])
+
     def resolve_step(self, plan: StepPlan, result: StepResult, ended: Collection[int]) -> None:
         """Takes in what a step gave: new tokens of the rows that sampled, and the requests that ended by it."""
         block_size = self.limits.block_size

@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from fakes import FailingWrapper, ScriptedWrapper, assert_nothing_is_left, make_scripted_engine
 from kilotron.engines.dynamic_engine import DynamicInferenceEngine
@@ -15,6 +16,7 @@ from kilotron.errors import (
     StepFailedError,
 )
 from kilotron.inference_request import InferenceRequest, Status
+from kilotron.models.inference_batch import InferenceBatch
 from kilotron.sampling_params import SamplingParams
 from kilotron.text_generation_controllers.stream_item import StreamItem
 
@@ -135,15 +137,37 @@ def test_a_distant_deadline_changes_nothing() -> None:
     assert request.finish_reason == "length"
 
 
-def test_a_failing_step_fails_the_requests_in_it_and_no_others() -> None:
+def test_a_request_that_makes_a_step_fail_fails_alone() -> None:
     engine = make_scripted_engine(FailingWrapper(), max_requests=2)
     good, bad = engine.add_request("a", GREEDY), engine.add_request("!", GREEDY)
     waiting = engine.add_request("f", GREEDY)
     run_out(engine)
-    for request in (good, bad):
-        assert isinstance(request.error, StepFailedError)
-        assert request.status == Status.FAILED
-        assert "the device is on fire" in str(request.error)
+    assert isinstance(bad.error, StepFailedError)
+    assert bad.status == Status.FAILED
+    assert "the device is on fire" in str(bad.error)
+    assert [request.generated_text for request in (good, waiting)] == ["bcde", "ghij"]
+    assert_nothing_is_left(engine)
+
+
+class BurningWrapper(ScriptedWrapper):
+    """Fails until it is repaired."""
+
+    is_burning = True
+
+    def run_one_forward_step(self, batch: InferenceBatch) -> Tensor:
+        if self.is_burning:
+            raise RuntimeError("the device is on fire")
+        return super().run_one_forward_step(batch)
+
+
+def test_a_model_that_fails_for_everybody_fails_the_requests_that_ran_and_no_others() -> None:
+    wrapper = BurningWrapper()
+    engine = make_scripted_engine(wrapper, max_requests=2)
+    running, waiting = [engine.add_request(letter, GREEDY) for letter in "ab"], engine.add_request("f", GREEDY)
+    assert engine.step() == running
+    wrapper.is_burning = False
+    run_out(engine)
+    assert [request.finish_reason for request in running] == ["error", "error"]
     assert waiting.generated_text == "ghij"
     assert_nothing_is_left(engine)
 

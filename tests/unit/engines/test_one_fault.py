@@ -1,8 +1,4 @@
-"""A fault at any point of one request's way, for one request of eight: it gets an error, the others their own tokens.
-
-Where a step works on all its rows at once (the model, the sampler, the layout of a batch) nobody can say whose fault it
-was: then the rows of that step fail, and everybody after them is served as if nothing had been.
-"""
+"""A fault at any point of the way of one request of eight: it gets an error, and the others their own tokens."""
 
 import queue
 from collections.abc import Collection
@@ -25,24 +21,29 @@ from kilotron.scheduling.step_plan import RowPlan, StepPlan, StepResult
 from kilotron.text_generation_controllers.generation_progress import GenerationProgress, StreamItem
 from kilotron.text_generation_controllers.text_generation_controller import TextGenerationController
 from kilotron.tokenization import ByteTokenizer
+from unit.engines.test_suspend_resume import play
+from unit.kernels.cpu_backends import ISAS, make_cpu
 
 LETTERS = "abcdefgh"
 VICTIM = "d"
+SLOT = LETTERS.index(VICTIM)
+PROMPT_POSITION = 1  # behind the begin of the sequence
 PARAMS = SamplingParams(
     temperature=0.0, num_tokens_to_generate=6, stop_words=["never"], streaming=True, return_log_probs=True
 )
 
 
 class Fault:
-    """Raises once, when it is met at its point."""
+    """Raises when it is met at its point: the first time, or whenever it is."""
 
-    def __init__(self, point: str, error: BaseException | None = None) -> None:
+    def __init__(self, point: str, error: BaseException | None = None, *, is_lasting: bool = False) -> None:
         self.point = point
+        self.is_lasting = is_lasting
         self.error = error or ZeroDivisionError(f"at {point}")
         self.num_raised = 0
 
     def meet(self, point: str, is_victim: bool = True) -> None:
-        if point == self.point and is_victim and not self.num_raised:
+        if point == self.point and is_victim and (self.is_lasting or not self.num_raised):
             self.num_raised += 1
             raise self.error
 
@@ -90,7 +91,9 @@ class FaultyWrapper(ScriptedWrapper):
         self.fault = fault
 
     def run_one_forward_step(self, batch: InferenceBatch) -> Tensor:
-        self.fault.meet("forward", self.num_steps == 2)
+        places = zip(batch.token_ids.tolist(), batch.positions.tolist(), strict=True)
+        self.fault.meet("forward", (ord(VICTIM), PROMPT_POSITION) in places)
+        self.fault.meet("third forward", self.num_steps == 2)
         return super().run_one_forward_step(batch)
 
 
@@ -104,12 +107,14 @@ class FaultyController(TextGenerationController):
         super().start_request(request)
 
     def generate_step(self, plan: StepPlan, batch: InferenceBatch) -> StepResult:
-        self.fault.meet("admission to the sampling table", plan.step == 1)
+        self.fault.meet("sampling table", any(admission.slot == SLOT for admission in plan.admissions))
         return super().generate_step(plan, batch)
 
     def sample_from_logits(self, logits: Tensor, slots: list[int], positions: list[int]) -> SampledTokens:
-        self.fault.meet("sampler", positions[0] == 4)
-        return super().sample_from_logits(logits, slots, positions)
+        self.fault.meet("before sampling", SLOT in slots)
+        sampled = super().sample_from_logits(logits, slots, positions)
+        self.fault.meet("after sampling", SLOT in slots and positions[0] == 4)
+        return sampled
 
     def update_generation_status(
         self, row: RowPlan, token_id: int | None, result: StepResult
@@ -133,9 +138,10 @@ class FaultyContext(DynamicInferenceContext):
     fault: Fault
 
     def prepare_batch(self, plan: StepPlan) -> InferenceBatch:
-        self.fault.meet("prepare", plan.step == 3)
+        is_victim = any(row.slot == SLOT for row in plan.rows)
+        self.fault.meet("before the layout", is_victim)
         batch = super().prepare_batch(plan)
-        self.fault.meet("layout", plan.step == 3)
+        self.fault.meet("after the layout", is_victim and plan.step == 3)
         return batch
 
 
@@ -218,7 +224,9 @@ OF_ONE = {
     "end of a request": "error",
     "end of the text": "error",
 }
-OF_A_STEP = ["admission to the sampling table", "prepare", "layout", "forward", "sampler"]
+OF_A_STEP = [
+    "sampling table", "before the layout", "after the layout", "forward", "before sampling", "after sampling",
+]  # fmt: skip
 OF_THE_SCHEDULER = ["before a plan", "after a plan", "before resolving"]
 
 
@@ -247,8 +255,32 @@ def test_a_failed_request_has_an_error_with_its_cause(point: str) -> None:
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("oh"), MemoryError()], ids=repr)
-@pytest.mark.parametrize("point", OF_A_STEP + OF_THE_SCHEDULER)
-def test_a_fault_of_a_whole_step_fails_its_requests_once_and_the_engine_goes_on(point: str, error: Exception) -> None:
+@pytest.mark.parametrize("point", [*OF_A_STEP, "third forward"])
+def test_a_step_that_fails_once_is_made_up_for_and_nobody_notices(point: str, error: Exception) -> None:
+    fault = Fault(point, error)
+    engine = make_engine(fault)
+    outcomes = serve(engine)
+    assert fault.num_raised == engine.read_load().num_steps_failed == 1
+    assert results(outcomes, LETTERS) == results(serve(make_engine(Fault("nowhere"))), LETTERS)
+    assert_nothing_is_left(engine)
+
+
+@pytest.mark.parametrize("point", OF_A_STEP)
+def test_a_request_that_makes_every_step_fail_ends_and_changes_no_other(point: str) -> None:
+    fault = Fault(point, is_lasting=True)
+    engine = make_engine(fault)
+    outcomes = serve(engine)
+    assert fault.num_raised == 2
+    assert outcomes.ends == {letter: ["length"] for letter in LETTERS} | {VICTIM: ["error"]}
+    assert outcomes.requests[VICTIM].error.__cause__ is fault.error
+    others = LETTERS.replace(VICTIM, "")
+    assert results(outcomes, others) == results(serve(make_engine(Fault("nowhere"))), others)
+    assert_nothing_is_left(engine)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("oh"), MemoryError()], ids=repr)
+@pytest.mark.parametrize("point", OF_THE_SCHEDULER)
+def test_a_fault_of_the_scheduler_fails_all_requests_once_and_the_engine_goes_on(point: str, error: Exception) -> None:
     fault = Fault(point, error)
     engine = make_engine(fault)
     outcomes = serve(engine)
@@ -257,6 +289,31 @@ def test_a_fault_of_a_whole_step_fails_its_requests_once_and_the_engine_goes_on(
     assert all(isinstance(request.error, StepFailedError) for request in outcomes.requests.values())
     assert_nothing_is_left(engine)
     assert results(serve(engine), LETTERS) == results(serve(make_engine(Fault("nowhere"))), LETTERS)
+
+
+class ForgetsOnce(TextGenerationController):
+    """Loses what a step gave, after everything in it has happened."""
+
+    has_lost = False
+
+    def generate_step(self, plan: StepPlan, batch: InferenceBatch) -> StepResult:
+        result = super().generate_step(plan, batch)
+        if not self.has_lost:
+            self.has_lost = True
+            raise MemoryError
+        return result
+
+
+def lose_a_step(engine: DynamicInferenceEngine) -> None:
+    engine.controller.__class__ = ForgetsOnce  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("at_step", [0, 3, 9])
+@pytest.mark.parametrize("isa", ISAS[:1])
+def test_rows_that_are_run_again_give_the_same_bits(isa: str, at_step: int) -> None:
+    """With penalties, siblings, scored prompts and chunks: no state of the lost step may be left."""
+    kernels = make_cpu(isa)
+    assert play(kernels, lose_a_step, at_step) == play(kernels, lambda engine: None, at_step)
 
 
 def test_requests_that_had_just_ended_keep_their_end_when_the_books_fail() -> None:
