@@ -7,7 +7,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kilotron.coordinator.wire import KVMode, Verb
-from kilotron.errors import LifecycleError
 from kilotron.text_generation_server.http_errors import HttpError
 from kilotron.text_generation_server.json_response import json_response, read_struct
 from kilotron.text_generation_server.server_state import ServerState, owner_of
@@ -94,10 +93,7 @@ class AdminEndpoints:
         return json_response(TimelineResponse(request_id, events))
 
     async def _apply(self, verb: Verb, kv_mode: KVMode = "persist") -> Response:
-        try:
-            answer = await self._state.client.control(verb, kv_mode)
-        except LifecycleError as error:
-            raise HttpError(409, str(error), code="lifecycle_error", should_retry=False) from None
+        answer = await self._state.client.control(verb, kv_mode)
         return json_response(VerbResponse(answer.state, answer.freed_bytes))
 
     async def _abort(self, request_id: str, owner: str | None) -> Response:

@@ -14,15 +14,21 @@ from starlette.responses import Response
 
 from kilotron.errors import (
     ChatTemplateError,
+    DeadlineExceededError,
+    DuplicateRequestError,
     EmptyPromptError,
     EngineClosedError,
+    EngineDiedError,
     InvalidRequestError,
+    LifecycleError,
     NumericalError,
     PromptTooLongError,
     QueueFullError,
+    QuotaExceededError,
     RequestAbortedError,
     RequestNeverFitsError,
     RequestNotFoundError,
+    ServiceUnavailableError,
     StepFailedError,
     TokenOutOfRangeError,
 )
@@ -115,10 +121,23 @@ ERROR_RULES: tuple[tuple[type[Exception], ErrorRule], ...] = (
     (ChatTemplateError, ErrorRule(status=400, code="invalid_value", param="messages")),
     (RequestNotFoundError, ErrorRule(status=404, code="request_not_found", message="No such request is known.")),
     (
+        DeadlineExceededError,
+        ErrorRule(
+            status=504,
+            code="deadline_exceeded",
+            message="The request's time was over before it finished; ask for less, or give it more.",
+            may_retry=False,
+        ),
+    ),
+    (DuplicateRequestError, ErrorRule(status=409, code="duplicate_request", may_retry=False)),
+    (LifecycleError, ErrorRule(status=409, code="lifecycle_error", may_retry=False)),
+    (
         RequestAbortedError,
         ErrorRule(status=409, code="request_aborted", message="The request was aborted.", may_retry=False),
     ),
     (QueueFullError, ErrorRule(status=503, code="queue_full", may_retry=True)),
+    (QuotaExceededError, ErrorRule(status=429, code="rate_limit_exceeded", may_retry=True)),
+    (ServiceUnavailableError, ErrorRule(status=503, code="service_unavailable", may_retry=True)),
     (
         EngineClosedError,
         ErrorRule(status=503, code="engine_closed", message="The engine is not running.", may_retry=True),
@@ -144,6 +163,9 @@ def http_error_of(error: BaseException) -> HttpError:
     """What a client may know of an exception; a fixed text if its class is in no rule."""
     if isinstance(error, HttpError):
         return error
+    if isinstance(error, EngineDiedError) and not error.is_retryable:
+        message = "Engines died while they ran this request; it may be the cause."
+        return HttpError(500, message, code="engine_died", should_retry=False)
     rule = next((rule for kind, rule in ERROR_RULES if isinstance(error, kind)), _INTERNAL)
     return HttpError(
         rule.status,

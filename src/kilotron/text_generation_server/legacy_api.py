@@ -37,7 +37,7 @@ class LegacyResponse(msgspec.Struct):
     text: list[str]
     segments: list[list[str]]
     tokens: list[list[int]]
-    logprobs: list[list[float]] | UnsetType | None = UNSET
+    logprobs: list[list[float]] | UnsetType = UNSET
 
 
 class LegacyEndpoint:
