@@ -18,7 +18,8 @@ from kilotron.sampling.sampler import SampledTokens
 from kilotron.sampling_params import SamplingParams
 from kilotron.scheduling.scheduler import Scheduler
 from kilotron.scheduling.step_plan import RowPlan, StepPlan, StepResult
-from kilotron.text_generation_controllers.generation_progress import GenerationProgress, StreamItem
+from kilotron.text_generation_controllers.generation_progress import GenerationProgress
+from kilotron.text_generation_controllers.stream_item import StreamItem
 from kilotron.text_generation_controllers.text_generation_controller import TextGenerationController
 from kilotron.tokenization import ByteTokenizer
 from unit.engines.test_suspend_resume import play
