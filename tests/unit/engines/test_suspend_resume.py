@@ -11,8 +11,14 @@ import torch
 
 from fakes import assert_nothing_is_left, kv_gigabytes, make_llm, make_model, make_scripted_engine
 from kilotron.engines.dynamic_engine import DynamicInferenceEngine
-from kilotron.engines.suspend_resume import KV_MODES, EngineSuspendedError, KVMode, SuspendFailedError
-from kilotron.errors import ConfigError, EngineClosedError, RequestAbortedError
+from kilotron.engines.suspend_resume import KV_MODES, KVMode
+from kilotron.errors import (
+    ConfigError,
+    EngineClosedError,
+    EngineSuspendedError,
+    RequestAbortedError,
+    SuspendFailedError,
+)
 from kilotron.inference_request import InferenceRequest
 from kilotron.kernels.interface import KernelBackend, KVLayer, KVShape
 from kilotron.kernels.reference.backend import ReferenceBackend
