@@ -99,7 +99,8 @@ class EngineWorker:
         self._is_paused = False
         self._is_stopping = False
         self._block_events = BlockEventLog(facts.block_size)
-        engine.scheduler.allocator.cache.on_event = self._block_events.put
+        if facts.enable_prefix_caching:
+            engine.scheduler.allocator.cache.on_event = self._block_events.put
         self._timeline = engine.timeline = RequestTimeline()
         # The last requests' ids in the engine, oldest first.
         self._engine_ids: dict[str, int] = {}
@@ -182,10 +183,18 @@ class EngineWorker:
             case Welcome(incarnation):
                 self._joined_to = self._state.coordinator = incarnation
                 self._send(Join(self._facts))
+                self._tell_what_is_cached()
             case Unwelcome(reason="hello"):
                 self._leave()
             case Unwelcome():
                 self._state.refusal = message
+
+    def _tell_what_is_cached(self) -> None:
+        """A new coordinator's router knows nothing of what this replica computed for others before."""
+        self._block_events.take()
+        if self._facts.enable_prefix_caching:
+            for event in self._engine.scheduler.allocator.cache.list_stored():
+                self._block_events.put(event)
 
     def _start(self, submission: Submission) -> None:
         request_id = submission.request_id

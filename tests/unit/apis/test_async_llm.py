@@ -355,7 +355,7 @@ def test_an_aborted_streams_reader_hears_of_it() -> None:
     async def story(llm: MegatronAsyncLLM) -> None:
         stream = llm.generate_stream("ab", LONG)
         await anext(stream)
-        llm._thread.abort(next(iter(llm.engine._requests)))
+        llm._mode._thread.abort(next(iter(llm.engine._requests)))
         with pytest.raises(RequestAbortedError):
             _ = [item async for item in stream]
 
