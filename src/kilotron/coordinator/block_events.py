@@ -4,6 +4,11 @@ from kilotron.coordinator import wire
 from kilotron.scheduling.cache_events import BlockRemoved, BlockStored, CacheCleared
 
 
+# Together far below the size of a frame, whatever the size of a block.
+_MOST_EVENTS = 256
+_MOST_TOKENS = 4096
+
+
 class BlockEventLog:
     """Give `put` to a prefix cache as its `on_event`."""
 
@@ -16,7 +21,7 @@ class BlockEventLog:
         last = self._events[-1] if self._events else None
         match event:
             case BlockStored(chain, parent, tokens):
-                if isinstance(last, wire.BlockStored) and last.block_hashes[-1] == parent:
+                if isinstance(last, wire.BlockStored) and last.block_hashes[-1] == parent and _has_room(last):
                     last.block_hashes.append(chain)
                     last.token_ids.extend(tokens)
                 else:
@@ -29,7 +34,15 @@ class BlockEventLog:
             case CacheCleared():
                 self._events.append(wire.AllBlocksCleared())
 
+    def clear(self) -> None:
+        """Forgets what was not taken."""
+        self._events.clear()
+
     def take(self) -> list[wire.BlockEvent]:
-        """The events since the last call."""
-        events, self._events = self._events, []
-        return events
+        """The oldest events that were not taken yet, as many as fit into a message."""
+        taken, self._events = self._events[:_MOST_EVENTS], self._events[_MOST_EVENTS:]
+        return taken
+
+
+def _has_room(event: wire.BlockStored) -> bool:
+    return len(event.token_ids) < _MOST_TOKENS

@@ -191,7 +191,7 @@ class EngineWorker:
 
     def _tell_what_is_cached(self) -> None:
         """A new coordinator's router knows nothing of what this replica computed for others before."""
-        self._block_events.take()
+        self._block_events.clear()
         if self._facts.enable_prefix_caching:
             for event in self._engine.scheduler.allocator.cache.list_stored():
                 self._block_events.put(event)
