@@ -305,7 +305,10 @@ def test_the_internal_socket_is_private_and_nothing_but_http_listens(service: Ru
 # F28: suspension
 
 
-@pytest.mark.parametrize("mode", ["persist", "offload", "recompute"])
+SLOW_MODES = [pytest.param(mode, marks=pytest.mark.slow) for mode in ("persist", "recompute")]
+
+
+@pytest.mark.parametrize("mode", ["offload", *SLOW_MODES])
 def test_streams_go_on_with_the_same_tokens_after_a_suspension(
     service: RunningService, expected: list[str], mode: str
 ) -> None:
