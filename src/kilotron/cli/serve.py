@@ -1,13 +1,11 @@
 """`kilotron serve`: an OpenAI-compatible HTTP server with engines behind it."""
 
-import sys
 from typing import Any
 
 from kilotron.apis.service import run_service
-from kilotron.cli.failures import print_error
 from kilotron.cli.loaded_model import check_model_name
 from kilotron.cli.options import ENGINE, RUN, EngineOptions, Model, RunOptions
-from kilotron.cli.output import format_bytes, format_table, note
+from kilotron.cli.output import format_bytes, format_table
 from kilotron.cli.sampling_layers import describe_sampling
 from kilotron.cli.serve_options import (
     LISTEN,
@@ -19,6 +17,7 @@ from kilotron.cli.serve_options import (
     to_serve_config,
 )
 from kilotron.cli.start_report import process_age_s
+from kilotron.coordinator.child_output import STDERR_FD, write_line
 from kilotron.coordinator.parent_link import ChildStatus
 from kilotron.coordinator.supervisor import SupervisorEvents
 from kilotron.sampling_params import SamplingParams
@@ -56,16 +55,21 @@ def serve(
     config = to_serve_config(listen, safety, load)
     options = engine.to_config()
     if model is None:
-        note(_BUNDLED)
+        _tell(_BUNDLED)
 
     def make_events(url: str, names: list[str]) -> SupervisorEvents:
-        note(f"listening at {url}; loading")
+        _tell(f"listening at {url}; loading")
         return _ServeEvents(url, names, is_verbose=run.verbose)
 
     end = run_service(model, engine.tokenizer, options, config, make_events)
     if end.error:
-        print_error(end.error)
+        _tell(f"error: {end.error}")
     return end.exit_code
+
+
+def _tell(message: str) -> None:
+    """One line on standard error, whose reader may be gone or stalled: that must not end or stop a server."""
+    write_line(STDERR_FD, f"kilotron: {message}")
 
 
 class _ServeEvents(SupervisorEvents):
@@ -96,23 +100,30 @@ class _ServeEvents(SupervisorEvents):
         """Tells of a death."""
         self._unready.add(name)
         if self._is_told or not why.startswith("exited with code 0"):
-            note(f"{name} {why}")
+            _tell(f"{name} {why}")
 
     def on_restart(self, name: str, delay_s: float) -> None:
         """Tells of a restart."""
-        note(f"{name} starts again in {delay_s:g} s")
+        _tell(f"{name} starts again in {delay_s:g} s")
 
     def _report(self) -> None:
         details = self._details
         if self._is_verbose:
             rows = [*details["decisions"], ("kernels", details["kernels"], "")]
-            print(format_table(rows, ("option", "value", "why")), file=sys.stderr)
+            _tell_table(format_table(rows, ("option", "value", "why")))
             phases = [(name, f"{seconds:.3f}") for name, seconds, _ in details["load_phases"]]
             phases += [(f"{name} ready", f"{seconds:.3f}") for name, seconds in self._ready_at.items()]
-            print(format_table(phases, ("phase", "seconds"), right=(1,)), file=sys.stderr)
-        note(f"sampling defaults of {details['model']}: {describe_sampling(_params(details))}")
-        note(f"KV cache of each engine: {format_bytes(details['kv_cache_bytes'])}, {_describe_room(details)}")
-        note(f"ready after {process_age_s():.1f} s at {self._url}  (API: {self._url}/v1, metrics: {self._url}/metrics)")
+            _tell_table(format_table(phases, ("phase", "seconds"), right=(1,)))
+        _tell(f"sampling defaults of {details['model']}: {describe_sampling(_params(details))}")
+        _tell(f"KV cache of each engine: {format_bytes(details['kv_cache_bytes'])}, {_describe_room(details)}")
+        _tell(
+            f"ready after {process_age_s():.1f} s at {self._url}  (API: {self._url}/v1, metrics: {self._url}/metrics)"
+        )
+
+
+def _tell_table(table: str) -> None:
+    for line in table.splitlines():
+        write_line(STDERR_FD, line)
 
 
 def _params(details: dict[str, Any]) -> SamplingParams:

@@ -64,10 +64,15 @@ class OutputLog:
             self._num_dropped += 1
 
     def _put(self, name: str, line: str) -> bool:
-        data = f"[{name}] {line}".encode("utf-8", "replace")[: _MAX_LINE_BYTES - 1] + b"\n"
-        poll = select.poll()
-        poll.register(self._fd, select.POLLOUT)
-        try:
-            return bool(poll.poll(0)) and os.write(self._fd, data) > 0
-        except OSError:
-            return False
+        return write_line(self._fd, f"[{name}] {line}")
+
+
+def write_line(fd: int, line: str) -> bool:
+    """Writes one line if that needs no waiting; False when nobody takes it, or the reader is gone."""
+    data = line.encode("utf-8", "replace")[: _MAX_LINE_BYTES - 1] + b"\n"
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    try:
+        return bool(poll.poll(0)) and os.write(fd, data) > 0
+    except OSError:
+        return False
