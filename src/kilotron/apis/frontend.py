@@ -11,6 +11,7 @@ from kilotron.apis.service import adopt_listening_socket
 from kilotron.config import ServeConfig
 from kilotron.coordinator.inference_client import InferenceClient
 from kilotron.coordinator.parent_link import ParentLink
+from kilotron.errors import ServiceUnavailableError
 from kilotron.text_generation_server.app import Application, ResponseCounter, build_app
 from kilotron.text_generation_server.authentication import Authentication, KeyRing, is_loopback
 from kilotron.text_generation_server.guard import LOOPBACK_HOSTS, Guard
@@ -23,6 +24,8 @@ from kilotron.tokenization import load_tokenizer
 _log = logging.getLogger(__name__)
 
 _LOOK_PERIOD_S = 0.02
+# What is left of the drain's time for telling clients that theirs is over.
+_FAREWELL_S = 2.0
 
 
 def run_frontend(config: FrontendProcessConfig, link: ParentLink) -> None:
@@ -48,7 +51,7 @@ async def _serve(config: FrontendProcessConfig, link: ParentLink) -> None:
     await client.start()
     async with asyncio.TaskGroup() as group:
         completing = group.create_task(_complete(app, client, link))
-        group.create_task(_drain(app, counter, terminated, should_stop, options.drain_timeout_s))
+        group.create_task(_drain(app, client, counter, terminated, should_stop))
         await server.serve_until(should_stop)
         completing.cancel()
     if isinstance(app.state.renderer, TemplateWorker):
@@ -89,17 +92,23 @@ async def _complete(app: Application, client: InferenceClient, link: ParentLink)
 
 async def _drain(
     app: Application,
+    client: InferenceClient,
     counter: ResponseCounter,
     terminated: asyncio.Event,
     should_stop: asyncio.Event,
-    drain_timeout_s: float,
 ) -> None:
-    """After SIGTERM: refuse what is new, at once, and stop when the last answer is out or time is up."""
+    """After SIGTERM: refuse what is new, at once, and stop when the last answer is out or time is up.
+
+    Requests that are not done by then end in an error, a little before the supervisor would kill this process.
+    """
     await terminated.wait()
     app.state.is_draining = True
-    end = asyncio.get_running_loop().time() + drain_timeout_s
+    drain_timeout_s = app.state.config.drain_timeout_s
+    limit_s = drain_timeout_s - min(_FAREWELL_S, drain_timeout_s / 2)
+    end = asyncio.get_running_loop().time() + limit_s
     while counter.num_active and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110 - a look is cheap
         await asyncio.sleep(_LOOK_PERIOD_S)
     if counter.num_active:
-        _log.warning("%d requests did not finish within %g s", counter.num_active, drain_timeout_s)
+        _log.warning("%d requests did not finish within %g s", counter.num_active, limit_s)
+        client.abort_all(ServiceUnavailableError("the server is shutting down"))
     should_stop.set()
