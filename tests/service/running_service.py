@@ -210,14 +210,14 @@ _WORK = ("num_requests_in_flight", "num_requests_running", "num_requests_waiting
 
 
 @contextmanager
-def running(
-    *options: str, num_replicas: int = 1, key: str = "", **how: Any
-) -> Iterator[RunningService]:
+def running(*options: str, num_replicas: int = 1, key: str = "", **how: Any) -> Iterator[RunningService]:
     """A service that is ready. If it still runs in the end, SIGTERM must end it well."""
     service = RunningService("--data-parallel-size", str(num_replicas), *options, **how)
     service.key = key
     try:
         service.wait_ready(num_replicas)
+        if "stderr" not in how:  # one front end has answered; this tells of all
+            wait_for(lambda: "ready after" in service.log, what="the report of a complete start")
         service.children()
         yield service
         if service.is_running:

@@ -26,7 +26,7 @@ RESPAWN_S = 30.0
 
 @pytest.fixture(scope="module")
 def patient_replicas() -> Iterator[RunningService]:
-    """For tests that stop engines for a while: silence is no death here for ten seconds. At most three kills of each."""
+    """For tests that stop engines for a while: silence is no death for ten seconds. At most three kills of each."""
     with running("--routing", "round_robin", num_replicas=2, heartbeat_s=5) as service:
         yield service
 
