@@ -91,7 +91,7 @@ def _name_model(document: dict[str, Any], name: str) -> None:
 def _describe(route: ApiRoute) -> dict[str, Any]:
     content: dict[str, Any] = {route.media_type: {"schema": _schema_of(route.response)}}
     if route.request is not None and "stream" in route.request.__struct_fields__:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": {}}
     operation: dict[str, Any] = {
         "summary": route.summary,
         "responses": {"200": {"description": "Done.", "content": content}}
