@@ -63,7 +63,7 @@ class Application:
     def __init__(self, state: ServerState) -> None:
         self.state = state
         routes = [*generation_routes(state), *service_routes(state)]
-        description = OpenApiEndpoint(routes, package_version())
+        description = OpenApiEndpoint(routes, package_version(), lambda: state.model_name)
         self.routes = (
             *routes,
             ApiRoute(path="/openapi.json", method="GET", endpoint=description.show, summary="This description."),

@@ -8,6 +8,7 @@ from kilotron.text_generation_server.http_errors import HttpError
 from kilotron.text_generation_server.sampling_fields import NumLogprobs, SamplingFields
 
 MAX_PROMPTS = 256
+MAX_CHOICES_OF_CALL = 1024
 DEFAULT_MAX_TOKENS = 16
 
 _PROMPT_SCHEMA = {
@@ -63,6 +64,14 @@ class CompletionRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True
     def check_together(self) -> None:
         """See `SamplingFields`."""
         super().check_together()
+        num_prompts = len(self.prompts)
+        if num_prompts * self.num_choices > MAX_CHOICES_OF_CALL:
+            raise HttpError(
+                400,
+                f"{num_prompts} prompts with n={self.num_choices} are more than {MAX_CHOICES_OF_CALL} choices",
+                param="n",
+                code="invalid_value",
+            )
         if self.max_tokens == 0 and not (self.echo or self.prompt_logprobs is not None):
             raise HttpError(
                 400, "max_tokens: must be at least 1 unless echo is true", param="max_tokens", code="invalid_value"
