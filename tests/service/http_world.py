@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +61,7 @@ class TinyApp:
             while True:
                 await send({"type": "http.response.body", "body": CHUNK, "more_body": True})
                 self.num_sent_bytes += len(CHUNK)
+                await asyncio.sleep(0)  # as an application that waits for tokens; otherwise no disconnect is noticed
         except asyncio.CancelledError:
             self.was_cancelled.set()
             raise
@@ -151,7 +153,7 @@ def request(
 
 
 @contextmanager
-def serving(limits: HttpLimits, protocol: str = "httptools") -> Iterator[World]:
+def serving(limits: HttpLimits, protocol: str = "httptools", tls: ssl.SSLContext | None = None) -> Iterator[World]:
     app = TinyApp()
     guard = Guard(
         app.build(),
@@ -161,7 +163,7 @@ def serving(limits: HttpLimits, protocol: str = "httptools") -> Iterator[World]:
         is_draining=lambda: app.is_draining,
     )
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
-        server = HttpServer(guard, limits, listener, drain_timeout_s=1.0)
+        server = HttpServer(guard, limits, listener, tls=tls, drain_timeout_s=1.0)
         server.config.http = PROTOCOLS[protocol]
         should_stop = asyncio.Event()
         loops: list[asyncio.AbstractEventLoop] = []

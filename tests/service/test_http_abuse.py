@@ -219,7 +219,7 @@ def test_a_compressed_body_is_refused(world: World) -> None:
 def test_who_expects_100_continue_is_told_to_go_on(world: World) -> None:
     with world.connect() as peer:
         peer.sendall(head("Expect: 100-continue", "Content-Length: 5"))
-        assert peer.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n" or peer.recv(0) == b""
+        assert peer.recv(100).startswith(b"HTTP/1.1 100 ")
         peer.sendall(b"hello")
 
         assert read_response(peer).status == 200

@@ -10,7 +10,6 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from kilotron.text_generation_server.authentication import is_admin_path
 from kilotron.text_generation_server.http_errors import HttpError, http_error_of, http_error_of_status
@@ -126,6 +125,7 @@ class Exchange:
         self._withheld: Message | None = None  # start of an error response that is no error object
         self._has_started = False
         self._is_complete = False
+        self._has_left = False
         self._watcher: asyncio.Task[None] | None = None
         self._ended = asyncio.Event()
 
@@ -135,8 +135,8 @@ class Exchange:
         try:
             await app(self._scope, self.receive, self.send)
         except asyncio.CancelledError:
-            if self._ended.is_set():
-                logger.info("request %s: the client left", self._request_id.decode())
+            if self._has_left:
+                logger.debug("request %s: the client left", self._request_id.decode())
                 return
             failure = HttpError(503, "the server is shutting down", code="shutting_down", retry_after_s=1)
         except Exception as error:
@@ -147,10 +147,13 @@ class Exchange:
         await self._finish(failure)
 
     async def _finish(self, failure: BaseException | None) -> None:
+        if self._has_left:
+            logger.debug("request %s ended without its client", self._request_id.decode(), exc_info=failure)
+            return
         error = self._fault or (None if failure is None else http_error_of(failure))
         if failure is not None and not isinstance(failure, HttpError) and (error is None or error.status >= 500):
             logger.error("request %s failed", self._request_id.decode(), exc_info=failure)
-        if self._has_started or self._ended.is_set():
+        if self._has_started:
             return  # uvicorn closes the connection if the response is incomplete, and the client sees it cut off
         if error is None and self._withheld is not None:
             kept = {name.decode(): value.decode("latin-1") for name, value in _kept_headers(self._withheld)}
@@ -178,7 +181,7 @@ class Exchange:
             self._fault = HttpError(408, "the request body took too long", code="request_timeout")
             raise self._fault from None
         if message["type"] != "http.request":
-            self._ended.set()
+            self._has_left = not self._is_complete
             return message
         self._num_body_bytes += len(message.get("body", b""))
         if self._num_body_bytes > self._limits.max_body_bytes:
@@ -197,8 +200,9 @@ class Exchange:
     async def _cancel_on_disconnect(self, task: asyncio.Task[Any]) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self._ended.set()
+        self._ended.set()  # also after a complete response, when uvicorn says the same
         if not self._is_complete:
+            self._has_left = True
             task.cancel()
 
     async def send(self, message: Message) -> None:
@@ -234,7 +238,8 @@ def _kept_headers(message: Message) -> list[tuple[bytes, bytes]]:
 
 
 def _without_port(host: str) -> str:
-    return (urlsplit(f"//{host}").hostname or "").removesuffix(".")
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    return name.removesuffix(".")
 
 
 def _too_large(limits: HttpLimits) -> HttpError:
