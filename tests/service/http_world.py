@@ -74,6 +74,9 @@ class TinyApp:
         await send({"type": "http.response.body", "body": b"begun", "more_body": True})
         raise RuntimeError("/secret/path at 0xdeadbeef")
 
+    async def big(self, request: Request) -> Response:
+        return Response(CHUNK * 256)
+
     async def full(self, request: Request) -> Response:
         raise QueueFullError("the queue is full")
 
@@ -83,6 +86,7 @@ class TinyApp:
                 Route("/echo", self.echo, methods=["GET", "POST"]),
                 Route("/wait", self.wait, methods=["POST"]),
                 Route("/break", self.break_early),
+                Route("/big", self.big, methods=["POST"]),
                 Route("/full", self.full, methods=["POST"]),
                 Route("/admin/abort", self.echo, methods=["POST"]),
             ]

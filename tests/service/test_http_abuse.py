@@ -191,13 +191,24 @@ def test_a_flood_of_tiny_chunks_is_refused(world: World) -> None:
     error_of(response)
 
 
-def test_endless_trailers_are_refused(world: World) -> None:
+@pytest.mark.parametrize("begin", [b"1\r\na\r\n0\r\nX-Trailer: ", b"1;extension="], ids=["trailer", "extension"])
+def test_an_endless_trailer_or_chunk_extension_is_refused(world: World, begin: bytes) -> None:
     with world.connect() as peer:
-        send_all(peer, head("Transfer-Encoding: chunked") + b"1\r\na\r\n0\r\nX-Trailer: ")
+        send_all(peer, head("Transfer-Encoding: chunked") + begin)
         for _ in range(100):
             send_all(peer, b"a" * 65536)
 
         assert read_response(peer).status in (400, 431)
+
+
+def test_trailers_do_not_become_headers_and_do_not_count_for_the_next_request(world: World) -> None:
+    chunked = head("Transfer-Encoding: chunked") + b"5\r\nhello\r\n0\r\nAuthorization: Bearer x\r\n\r\n"
+    with world.connect() as peer:
+        for _ in range(3):
+            peer.sendall(chunked)
+            response = read_response(peer)
+
+            assert response.content.startswith(b'{"length":5,"headers":2,')
 
 
 @pytest.mark.parametrize("framing", ["Content-Length: 100", "Transfer-Encoding: chunked"])
@@ -306,6 +317,38 @@ def test_a_reader_who_stalls_within_the_kernel_buffers_is_dropped_once_they_are_
         assert not world.app.was_cancelled.is_set()
 
         assert world.app.was_cancelled.wait(PATIENCE_S)
+
+
+def test_a_reader_who_never_takes_a_finished_response_is_dropped(world: World) -> None:
+    with world.connect(receive_buffer=4096) as peer:
+        peer.sendall(request("/big"))
+        deadline = time.monotonic() + PATIENCE_S
+        while not world.server.server_state.connections and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert world.server.server_state.connections
+
+        while world.server.server_state.connections and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not world.server.server_state.connections
+
+
+def test_a_slow_reader_gets_the_whole_of_a_long_response_that_ends_its_connection(world: World) -> None:
+    with world.connect(receive_buffer=65536) as peer:
+        peer.sendall(request("/big", "Connection: close"))
+        num_bytes = 0
+        while data := peer.recv(1 << 18):
+            num_bytes += len(data)
+            time.sleep(0.02)
+
+    assert num_bytes > 256 * len(CHUNK)
+
+
+def test_a_client_who_leaves_with_requests_waiting_is_noticed(world: World) -> None:
+    with world.connect() as peer:
+        peer.sendall(request("/wait") + request("/echo"))
+        assert world.app.has_begun.wait(PATIENCE_S)
+
+    assert world.app.was_cancelled.wait(1.0)
 
 
 @pytest.mark.parametrize("is_reset", [False, True])

@@ -14,9 +14,7 @@ from kilotron.text_generation_server.http_limits import HttpLimits
 from kilotron.text_generation_server.tls import build_tls_context
 from service.http_world import World, read_response, request, send_all, serving
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("openssl") is None, reason="needs the openssl program to make certificates"
-)
+pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl program")
 
 LIMITS = HttpLimits(header_timeout_s=0.5, linger_timeout_s=0.5, keep_alive_timeout_s=0.5, send_stall_timeout_s=0.5)
 
