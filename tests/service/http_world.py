@@ -6,14 +6,14 @@ import json
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from kilotron.errors import QueueFullError
@@ -74,6 +74,20 @@ class TinyApp:
         await send({"type": "http.response.body", "body": b"begun", "more_body": True})
         raise RuntimeError("/secret/path at 0xdeadbeef")
 
+    async def stuck(self, request: Request) -> Response:
+        await request.body()
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for _ in range(8):
+                yield CHUNK
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.was_cancelled.set()
+                raise
+
+        return StreamingResponse(pieces())
+
     async def big(self, request: Request) -> Response:
         return Response(CHUNK * 256)
 
@@ -86,6 +100,7 @@ class TinyApp:
                 Route("/echo", self.echo, methods=["GET", "POST"]),
                 Route("/wait", self.wait, methods=["POST"]),
                 Route("/break", self.break_early),
+                Route("/stuck", self.stuck, methods=["POST"]),
                 Route("/big", self.big, methods=["POST"]),
                 Route("/full", self.full, methods=["POST"]),
                 Route("/admin/abort", self.echo, methods=["POST"]),
@@ -105,8 +120,13 @@ class World:
 
     app: TinyApp
     server: HttpServer
-    port: int
+    listener: socket.socket
     stop: Any
+
+    @property
+    def port(self) -> int:
+        port: int = self.listener.getsockname()[1]
+        return port
 
     def connect(self, receive_buffer: int | None = None) -> socket.socket:
         peer = socket.socket()
@@ -187,7 +207,7 @@ def serving(limits: HttpLimits, protocol: str = "httptools", tls: ssl.SSLContext
         assert has_loop.wait(PATIENCE_S)
         stop = lambda: loops[0].call_soon_threadsafe(should_stop.set)  # noqa: E731
         try:
-            yield World(app, server, listener.getsockname()[1], stop)
+            yield World(app, server, listener, stop)
         finally:
             if thread.is_alive():
                 stop()
