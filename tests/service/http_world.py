@@ -121,7 +121,11 @@ class World:
     app: TinyApp
     server: HttpServer
     listener: socket.socket
-    stop: Any
+    loop: asyncio.AbstractEventLoop
+    should_stop: asyncio.Event
+
+    def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.should_stop.set)
 
     @property
     def port(self) -> int:
@@ -177,7 +181,9 @@ def request(
 
 
 @contextmanager
-def serving(limits: HttpLimits, protocol: str = "httptools", tls: ssl.SSLContext | None = None) -> Iterator[World]:
+def serving(
+    limits: HttpLimits, protocol: str = "httptools", tls: ssl.SSLContext | None = None, drain_timeout_s: float = 1.0
+) -> Iterator[World]:
     app = TinyApp()
     guard = Guard(
         app.build(),
@@ -187,7 +193,7 @@ def serving(limits: HttpLimits, protocol: str = "httptools", tls: ssl.SSLContext
         is_draining=lambda: app.is_draining,
     )
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
-        server = HttpServer(guard, limits, listener, tls=tls, drain_timeout_s=1.0)
+        server = HttpServer(guard, limits, listener, tls=tls, drain_timeout_s=drain_timeout_s)
         server.config.http = PROTOCOLS[protocol]
         should_stop = asyncio.Event()
         loops: list[asyncio.AbstractEventLoop] = []
@@ -205,11 +211,11 @@ def serving(limits: HttpLimits, protocol: str = "httptools", tls: ssl.SSLContext
         thread = threading.Thread(target=run)
         thread.start()
         assert has_loop.wait(PATIENCE_S)
-        stop = lambda: loops[0].call_soon_threadsafe(should_stop.set)  # noqa: E731
+        world = World(app, server, listener, loops[0], should_stop)
         try:
-            yield World(app, server, listener, stop)
+            yield world
         finally:
             if thread.is_alive():
-                stop()
+                world.stop()
             thread.join(PATIENCE_S)
             assert not thread.is_alive()

@@ -1,5 +1,6 @@
 """A real HTTP server against malformed, giant, slow and lying peers: right status, bounded time, next request fine."""
 
+import asyncio
 import os
 import socket
 import time
@@ -488,6 +489,39 @@ def test_a_stopped_server_finishes_what_runs_and_cancels_what_does_not_end(proto
         response = read_response(busy)
         assert response.status == 503
         assert error_of(response)["code"] == "shutting_down"
+
+
+def test_draining_waits_for_what_runs_while_newcomers_are_told() -> None:
+    with serving(LIMITS) as world, world.connect() as busy:
+        busy.sendall(request("/wait"))
+        assert world.app.has_begun.wait(PATIENCE_S)
+        world.app.is_draining = True
+
+        drained = asyncio.run_coroutine_threadsafe(world.server.drain(PATIENCE_S), world.loop)
+        assert world.ask(request()).status == 503
+        assert not drained.done()
+        busy.close()
+
+        assert drained.result(PATIENCE_S)
+
+
+def test_draining_ends_after_its_time() -> None:
+    with serving(LIMITS) as world, world.connect() as busy:
+        busy.sendall(request("/wait"))
+        assert world.app.has_begun.wait(PATIENCE_S)
+
+        assert not asyncio.run_coroutine_threadsafe(world.server.drain(0.01), world.loop).result(PATIENCE_S)
+
+
+def test_an_aborted_server_ends_requests_at_once_and_tells_their_clients() -> None:
+    with serving(LIMITS, drain_timeout_s=600.0) as world, world.connect() as busy:
+        busy.sendall(request("/wait"))
+        assert world.app.has_begun.wait(PATIENCE_S)
+
+        world.stop()
+        world.loop.call_soon_threadsafe(world.server.abort)
+
+        assert error_of(read_response(busy))["code"] == "shutting_down"
 
 
 @pytest.mark.slow

@@ -18,6 +18,8 @@ from kilotron.text_generation_server.http_connection import BoundedConfig
 from kilotron.text_generation_server.http_limits import HttpLimits
 
 _DATE_HEADER_PERIOD_S = 1.0
+# How long a cancelled request may take to write why it ends.
+_LAST_WORDS_TIMEOUT_S = 1.0
 # Kernel memory that one reader who does not read can hold (Linux doubles it). Tokens need far less.
 _SEND_BUFFER_BYTES = 256 * 1024
 
@@ -71,6 +73,28 @@ class HttpServer(uvicorn.Server):
         """
         self._should_stop = should_stop
         await self.serve(sockets=[self._listener])
+        if self.server_state.tasks:  # cancelled a moment ago
+            await asyncio.wait(list(self.server_state.tasks), timeout=_LAST_WORDS_TIMEOUT_S)
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Wait until no request runs, and say whether that was in time.
+
+        The listener stays open, so that newcomers hear from the guard that the server is draining. Set the event of
+        `serve_until` afterwards.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                while tasks := list(self.server_state.tasks):
+                    await asyncio.wait(tasks)
+        except TimeoutError:
+            return False
+        return True
+
+    def abort(self) -> None:
+        """End every running request now; each may still write its last words. Call it after the event is set."""
+        self.force_exit = True
+        for task in self.server_state.tasks:
+            task.cancel()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to accept. uvicorn's own gives a TLS handshake a minute, during which nothing else bounds the peer."""
