@@ -116,10 +116,12 @@ class UntrustedText:
 
     Every string of a conversation is looked at, keys too. A whole spelling gets a stand-in: a character that nothing
     else in the conversation contains, chosen at random for each conversation. So does the beginning of a spelling at
-    the end of a string and the end of one at the beginning (unless it has letters only), which could be joined by a template that writes two
-    strings side by side. What a template makes by other means is out of reach: by taking text out of the middle of a
-    string, or by writing `<|` and `|>` itself around a string that the user chose. Some templates write roles so,
-    so a server must allow known roles only.
+    the end of a string, and the end of one at the beginning, unless it has letters only: a template that writes two
+    strings side by side could join them.
+
+    What a template makes by other means is out of reach: by taking text out of the middle of a string, or by writing
+    `<|` and `|>` itself around a string that the user chose. Some templates write roles so, and a server must allow
+    known roles only.
 
     Example:
         >>> def encode(untrusted: UntrustedText, messages: list[Message], tokenizer: Tokenizer) -> list[int]:
