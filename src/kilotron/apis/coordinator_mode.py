@@ -205,7 +205,7 @@ class CoordinatorMode:
         if not is_loaded_elsewhere:
             if serve.data_parallel_size > 1:
                 raise ConfigError(
-                    f"data_parallel_size={serve.data_parallel_size}, but a ready model has one engine, in this process; "
+                    f"data_parallel_size={serve.data_parallel_size}, but a ready model has one engine, here; "
                     "give the checkpoint instead of the model"
                 )
             from kilotron.apis import local_replica
