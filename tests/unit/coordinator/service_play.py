@@ -38,7 +38,7 @@ def token_of(request_id: str, choice: int, place: int) -> int:
 
 
 def length_of(request_id: str, choice: int) -> int:
-    return (int(request_id, 16) + choice) % 4
+    return 2 + (int(request_id, 16) + choice) % 7
 
 
 @dataclass
