@@ -273,3 +273,13 @@ def test_late_output_for_a_request_that_ended_is_dropped() -> None:
     two.world.say(two.first, EngineOutput([output_of("unknown", [5])], []))
     assert two.world.take(two.client, ClientOutput) == []
     assert two.world.counters()["late_outputs"] == 2
+
+
+def test_a_lost_request_does_not_hold_up_those_that_may_go_where_it_may_not() -> None:
+    two = TwoReplicas()
+    for number in range(2 * FACTS.max_requests):
+        two.world.say(two.client, submission_of(f"{number:032x}", params={"n": 2}))
+    assert two.world.core.ledger.num_queued > 0
+    two.world.beat(two.second_pulse, step_age_s=5.0, num_running=1)
+    two.world.give(two.first, output_of(ID, [6], offset=1))
+    assert two.errors() == [("EngineDiedError", True)]

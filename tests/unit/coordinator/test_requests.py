@@ -286,3 +286,20 @@ def test_clients_are_told_regularly_and_get_the_facts_first() -> None:
     assert world.take(client, ServiceStatus)[0].facts == FACTS
     world.wait(1.0, (pulse, client))
     assert 3 <= len(world.take(client, ServiceStatus)) <= 4
+
+
+def test_the_line_that_people_grep_for_is_logged_every_ten_seconds_of_work(caplog: pytest.LogCaptureFixture) -> None:
+    world = CoreWorld()
+    _, pulse = world.replica()
+    with caplog.at_level("INFO", "kilotron.coordinator.service_metrics"):
+        for number in range(24):
+            world.beat(pulse, num_prompt_tokens=10 * number, num_generated_tokens=20 * number, num_blocks_owned=8)
+            world.wait(1.0)
+    assert len(caplog.messages) == 2
+    assert caplog.messages[0] == (
+        "Avg prompt throughput: 10.0 tokens/s, Avg generation throughput: 20.0 tokens/s, Running: 0 reqs, "
+        "Waiting: 0 reqs, KV cache usage: 25.0%, Prefix cache hit rate: 0.0%"
+    )
+    caplog.clear()
+    world.wait(30.0, (pulse,))
+    assert len(caplog.messages) <= 1
