@@ -47,8 +47,9 @@ class ReplicaDesk:
 
     def connected(self, peer: Peer, now: float) -> None:
         """One of a replica's connections was let in, for the first time or again."""
+        if self._replicas.get(peer.incarnation) is None:
+            self._board.mark_changed()
         replica = self._replicas.connect(peer.incarnation, peer.pid, now)
-        self._board.mark_changed()
         if peer.role != "engine":
             return
         replica.engine_peer = peer.address
@@ -56,6 +57,7 @@ class ReplicaDesk:
             # Whoever says Hello holds nothing any more, and joins again.
             _log.warning("replica %s says Hello again; what it ran is lost", peer.incarnation[:8])
             replica.is_joined, replica.phase = False, "loading"
+            self._board.mark_changed()
             self._flow.replica_restarted(peer.incarnation, now)
             self._give_up_all(self._control.replica_left(peer.incarnation), now)
 
