@@ -30,6 +30,7 @@ from kilotron.coordinator.wire import (
     ControlAnswer,
     EngineFacts,
     Failure,
+    Farewell,
     Hello,
     KVMode,
     Message,
@@ -197,8 +198,7 @@ class InferenceClient:
             return
         self._ticker.cancel()
         self._ticker = None
-        for request_id in list(self._pending):
-            self._send(Abort(request_id))
+        self._send(Farewell())  # which ends all that is under way
         self._lose(ServiceUnavailableError("this client was closed"))
         asyncio.get_running_loop().remove_reader(self._socket.fd)
         self._socket.close(linger_ms=200)

@@ -110,14 +110,17 @@ class ReplicaDesk:
         if replica is not None:
             self._give_up_all(self._control.verb_done(replica, done), now)
 
-    def give_up(self, incarnation: str, why: str, now: float) -> None:
-        """A replica is dead, or as good as that: nothing it sends counts any more. Idempotent."""
+    def give_up(self, incarnation: str, why: str, now: float, *, is_farewell: bool = False) -> None:
+        """A replica is dead, or as good as that, or has left: nothing it sends counts any more. Idempotent."""
         self._peers.fence(incarnation)
         replica = self._replicas.remove(incarnation)
         if replica is None:
             return
-        _log.error("replica %s is given up: %s", incarnation[:8], why)
-        self._metrics.count("replica_deaths")
+        if is_farewell:
+            _log.info("replica %s has left", incarnation[:8])
+        else:
+            _log.error("replica %s is given up: %s", incarnation[:8], why)
+            self._metrics.count("replica_deaths")
         self._leases.forget(incarnation)
         self._flow.replica_left(incarnation, why, now)
         self._board.mark_changed()
