@@ -70,7 +70,7 @@ def serve(
 
     def make_events(url: str, names: list[str]) -> SupervisorEvents:
         tell(f"listening at {url}; loading")
-        return _ServeEvents(url, names, tell, is_verbose=run.verbose)
+        return _ServeEvents(url, names, tell, has_tables=tell is note, is_verbose=run.verbose)
 
     end = run_service(model, engine.tokenizer, options, config, make_events)
     if end.error:
@@ -81,10 +81,13 @@ def serve(
 class _ServeEvents(SupervisorEvents):
     """Tells people how the start goes, and of deaths and restarts."""
 
-    def __init__(self, url: str, names: list[str], tell: Callable[[str], None], *, is_verbose: bool) -> None:
+    def __init__(
+        self, url: str, names: list[str], tell: Callable[[str], None], *, has_tables: bool, is_verbose: bool
+    ) -> None:
         self._url = url
         self._tell = tell
         self._unready = set(names)
+        self._has_tables = has_tables
         self._is_verbose = is_verbose
         self._details: dict[str, Any] = {}
         self._ready_at: dict[str, float] = {}
@@ -115,16 +118,22 @@ class _ServeEvents(SupervisorEvents):
 
     def _report(self) -> None:
         details = self._details
-        if self._is_verbose:
-            rows = [*details["decisions"], ("kernels", details["kernels"], "")]
-            print(format_table(rows, ("option", "value", "why")), file=sys.stderr)
-            phases = [(name, f"{seconds:.3f}") for name, seconds, _ in details["load_phases"]]
-            phases += [(f"{name} ready", f"{seconds:.3f}") for name, seconds in self._ready_at.items()]
-            print(format_table(phases, ("phase", "seconds"), right=(1,)), file=sys.stderr)
+        if self._has_tables:
+            self._print_tables(details)
         self._tell(f"sampling defaults of {details['model']}: {describe_sampling(_params(details))}")
         self._tell(f"KV cache of each engine: {format_bytes(details['kv_cache_bytes'])}, {_describe_room(details)}")
         places = f"API: {self._url}/v1, metrics: {self._url}/metrics"
         self._tell(f"ready after {process_age_s():.1f} s at {self._url}  ({places})")
+
+    def _print_tables(self, details: dict[str, Any]) -> None:
+        if self._is_verbose:
+            rows = [*details["decisions"], ("kernels", details["kernels"], "")]
+            print(format_table(rows, ("option", "value", "why")), file=sys.stderr)
+        phases = [(f"engine: {name}", f"{seconds:.3f}") for name, seconds, _ in details["load_phases"]]
+        phases += [(f"{name} ready, since the command", f"{seconds:.3f}") for name, seconds in self._ready_at.items()]
+        print(format_table(phases, ("phase", "seconds"), right=(1,)), file=sys.stderr)
+        memory = [(name, format_bytes(num_bytes)) for name, num_bytes in details["memory"]]
+        print(format_table(memory, ("memory of an engine", "bytes"), right=(1,)), file=sys.stderr)
 
 
 def _params(details: dict[str, Any]) -> SamplingParams:
