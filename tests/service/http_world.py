@@ -4,15 +4,16 @@ import asyncio
 import http.client
 import json
 import socket
+import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from kilotron.errors import QueueFullError
@@ -60,6 +61,7 @@ class TinyApp:
             while True:
                 await send({"type": "http.response.body", "body": CHUNK, "more_body": True})
                 self.num_sent_bytes += len(CHUNK)
+                await asyncio.sleep(0)  # as an application that waits for tokens; otherwise no disconnect is noticed
         except asyncio.CancelledError:
             self.was_cancelled.set()
             raise
@@ -72,6 +74,23 @@ class TinyApp:
         await send({"type": "http.response.body", "body": b"begun", "more_body": True})
         raise RuntimeError("/secret/path at 0xdeadbeef")
 
+    async def stuck(self, request: Request) -> Response:
+        await request.body()
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for _ in range(8):
+                yield CHUNK
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.was_cancelled.set()
+                raise
+
+        return StreamingResponse(pieces())
+
+    async def big(self, request: Request) -> Response:
+        return Response(CHUNK * 256)
+
     async def full(self, request: Request) -> Response:
         raise QueueFullError("the queue is full")
 
@@ -81,6 +100,8 @@ class TinyApp:
                 Route("/echo", self.echo, methods=["GET", "POST"]),
                 Route("/wait", self.wait, methods=["POST"]),
                 Route("/break", self.break_early),
+                Route("/stuck", self.stuck, methods=["POST"]),
+                Route("/big", self.big, methods=["POST"]),
                 Route("/full", self.full, methods=["POST"]),
                 Route("/admin/abort", self.echo, methods=["POST"]),
             ]
@@ -99,8 +120,17 @@ class World:
 
     app: TinyApp
     server: HttpServer
-    port: int
-    stop: Any
+    listener: socket.socket
+    loop: asyncio.AbstractEventLoop
+    should_stop: asyncio.Event
+
+    def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.should_stop.set)
+
+    @property
+    def port(self) -> int:
+        port: int = self.listener.getsockname()[1]
+        return port
 
     def connect(self, receive_buffer: int | None = None) -> socket.socket:
         peer = socket.socket()
@@ -151,7 +181,9 @@ def request(
 
 
 @contextmanager
-def serving(limits: HttpLimits, protocol: str = "httptools") -> Iterator[World]:
+def serving(
+    limits: HttpLimits, protocol: str = "httptools", tls: ssl.SSLContext | None = None, drain_timeout_s: float = 1.0
+) -> Iterator[World]:
     app = TinyApp()
     guard = Guard(
         app.build(),
@@ -161,7 +193,7 @@ def serving(limits: HttpLimits, protocol: str = "httptools") -> Iterator[World]:
         is_draining=lambda: app.is_draining,
     )
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
-        server = HttpServer(guard, limits, listener, drain_timeout_s=1.0)
+        server = HttpServer(guard, limits, listener, tls=tls, drain_timeout_s=drain_timeout_s)
         server.config.http = PROTOCOLS[protocol]
         should_stop = asyncio.Event()
         loops: list[asyncio.AbstractEventLoop] = []
@@ -179,11 +211,11 @@ def serving(limits: HttpLimits, protocol: str = "httptools") -> Iterator[World]:
         thread = threading.Thread(target=run)
         thread.start()
         assert has_loop.wait(PATIENCE_S)
-        stop = lambda: loops[0].call_soon_threadsafe(should_stop.set)  # noqa: E731
+        world = World(app, server, listener, loops[0], should_stop)
         try:
-            yield World(app, server, listener.getsockname()[1], stop)
+            yield world
         finally:
             if thread.is_alive():
-                stop()
+                world.stop()
             thread.join(PATIENCE_S)
             assert not thread.is_alive()

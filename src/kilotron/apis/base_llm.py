@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kilotron.config import InferenceConfig, ResolvedConfig, ServeConfig
+from kilotron.config import MOST_QUEUED_TOKENS, InferenceConfig, ResolvedConfig, ServeConfig
 from kilotron.coordinator.credentials import Credentials
 from kilotron.errors import ConfigError, LifecycleError
 from kilotron.sampling_params import SamplingParams
@@ -151,5 +151,10 @@ def choose_coordinator(
             from kilotron.coordinator.sockets import free_tcp_address
 
             address = free_tcp_address(coordinator_host or "127.0.0.1")
-    serve = ServeConfig(data_parallel_size=data_parallel_size, max_queued_requests=config.max_waiting_requests)
+    # One program's own prompts, however many: nobody else is to be kept from a full queue.
+    serve = ServeConfig(
+        data_parallel_size=data_parallel_size,
+        max_queued_requests=config.max_waiting_requests,
+        max_queued_tokens=MOST_QUEUED_TOKENS,
+    )
     return CoordinatorMode(model, tokenizer, config, serve, address)

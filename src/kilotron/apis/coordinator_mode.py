@@ -203,6 +203,11 @@ class CoordinatorMode:
         self._resources.callback(self._service.close)
         self._local: LocalReplica | None = None
         if not is_loaded_elsewhere:
+            if serve.data_parallel_size > 1:
+                raise ConfigError(
+                    f"data_parallel_size={serve.data_parallel_size}, but a ready model has one engine, here; "
+                    "give the checkpoint instead of the model"
+                )
             from kilotron.apis import local_replica
 
             self._local = local_replica.LocalReplica(self.credentials, model, tokenizer, config)  # type: ignore[arg-type]

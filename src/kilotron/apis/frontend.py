@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import resource
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from kilotron.apis.service import adopt_listening_socket
 from kilotron.config import ServeConfig
 from kilotron.coordinator.inference_client import InferenceClient
 from kilotron.coordinator.parent_link import ParentLink
-from kilotron.errors import ServiceUnavailableError
 from kilotron.text_generation_server.app import Application, ResponseCounter, build_app
 from kilotron.text_generation_server.authentication import Authentication, KeyRing, is_loopback
 from kilotron.text_generation_server.guard import LOOPBACK_HOSTS, Guard
@@ -23,15 +23,23 @@ from kilotron.tokenization import load_tokenizer
 
 _log = logging.getLogger(__name__)
 
-_LOOK_PERIOD_S = 0.02
-# What is left of the drain's time for telling clients that theirs is over.
-_FAREWELL_S = 2.0
+# Of the time to drain, for the last words to requests that do not finish, before the supervisor kills.
+_LAST_WORDS_S = 2.0
+_MOST_FILES = 65536
 
 
 def run_frontend(config: FrontendProcessConfig, link: ParentLink) -> None:
     """Serves until SIGTERM; then answers what is under way, refuses what is new, and returns."""
+    _allow_many_connections()
     with asyncio.Runner(loop_factory=find_loop_factory()) as runner:
         runner.run(_serve(config, link))
+
+
+def _allow_many_connections() -> None:
+    """As many open files as this user may have; the usual 1024 would be the limit of connections."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if most == resource.RLIM_INFINITY else min(most, _MOST_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 async def _serve(config: FrontendProcessConfig, link: ParentLink) -> None:
@@ -47,11 +55,12 @@ async def _serve(config: FrontendProcessConfig, link: ParentLink) -> None:
     listener = adopt_listening_socket(config.listening_fd)
     server = HttpServer(counter, HttpLimits(), listener, tls=tls, drain_timeout_s=1.0)
     terminated, should_stop = asyncio.Event(), asyncio.Event()
+    drain_s = max(options.drain_timeout_s - _LAST_WORDS_S, options.drain_timeout_s / 2)
     loop.add_signal_handler(signal.SIGTERM, terminated.set)
     await client.start()
     async with asyncio.TaskGroup() as group:
         completing = group.create_task(_complete(app, client, link))
-        group.create_task(_drain(app, client, counter, terminated, should_stop))
+        group.create_task(_drain(app, server, terminated, should_stop, drain_s))
         await server.serve_until(should_stop)
         completing.cancel()
     if isinstance(app.state.renderer, TemplateWorker):
@@ -91,24 +100,11 @@ async def _complete(app: Application, client: InferenceClient, link: ParentLink)
 
 
 async def _drain(
-    app: Application,
-    client: InferenceClient,
-    counter: ResponseCounter,
-    terminated: asyncio.Event,
-    should_stop: asyncio.Event,
+    app: Application, server: HttpServer, terminated: asyncio.Event, should_stop: asyncio.Event, timeout_s: float
 ) -> None:
-    """After SIGTERM: refuse what is new, at once, and stop when the last answer is out or time is up.
-
-    Requests that are not done by then end in an error, a little before the supervisor would kill this process.
-    """
+    """After SIGTERM: refuse what is new, at once, and stop when the last answer is out or time is up."""
     await terminated.wait()
     app.state.is_draining = True
-    drain_timeout_s = app.state.config.drain_timeout_s
-    limit_s = drain_timeout_s - min(_FAREWELL_S, drain_timeout_s / 2)
-    end = asyncio.get_running_loop().time() + limit_s
-    while counter.num_active and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110 - a look is cheap
-        await asyncio.sleep(_LOOK_PERIOD_S)
-    if counter.num_active:
-        _log.warning("%d requests did not finish within %g s", counter.num_active, limit_s)
-        client.abort_all(ServiceUnavailableError("the server is shutting down"))
+    if not await server.drain(timeout_s):
+        _log.warning("requests that did not finish within %g s are ended", timeout_s)
     should_stop.set()

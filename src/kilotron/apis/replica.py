@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import psutil
+
 from kilotron.apis.collector_pause import collector_paused
 
 with collector_paused():
@@ -47,6 +49,11 @@ def describe_replica(assembly: Assembly) -> dict[str, Any]:
         "decisions": assembly.config.describe(),
         "kernels": assembly.kernels_name,
         "load_phases": [(phase.name, phase.seconds, phase.num_bytes) for phase in assembly.load_phases],
+        "memory": [
+            ("weights in the checkpoint", assembly.weights_bytes),
+            ("KV cache when it is full", assembly.config.kv_cache_bytes),
+            ("resident now", psutil.Process().memory_info().rss),
+        ],
         "default_sampling": facts.default_sampling,
         "max_sequence_length": facts.max_sequence_length,
         "num_kv_tokens": (facts.num_blocks - 1) * facts.block_size,

@@ -1,7 +1,11 @@
 """`kilotron serve`: an OpenAI-compatible HTTP server with engines behind it."""
 
+import logging
+from collections.abc import Callable
 from typing import Any
 
+from kilotron.apis.process_configs import LogConfig
+from kilotron.apis.process_log import log_to_stderr
 from kilotron.apis.service import run_service
 from kilotron.cli.loaded_model import check_model_name
 from kilotron.cli.options import ENGINE, RUN, EngineOptions, Model, RunOptions
@@ -21,6 +25,8 @@ from kilotron.coordinator.child_output import STDERR_FD, write_line
 from kilotron.coordinator.parent_link import ChildStatus
 from kilotron.coordinator.supervisor import SupervisorEvents
 from kilotron.sampling_params import SamplingParams
+
+_log = logging.getLogger(__name__)
 
 _BUNDLED = "no MODEL given, serving the bundled tiny model (a toy; give a checkpoint folder or a hub id for a real one)"
 # Lengths for which people want to know how many requests fit.
@@ -54,30 +60,43 @@ def serve(
     check_model_name(model)
     config = to_serve_config(listen, safety, load)
     options = engine.to_config()
+    tell: Callable[[str], None] = _note
+    if config.log_format == "json":
+        log_to_stderr(LogConfig(format="json"), "supervisor")
+        tell = _log.info
     if model is None:
-        _tell(_BUNDLED)
+        tell(_BUNDLED)
 
     def make_events(url: str, names: list[str]) -> SupervisorEvents:
-        _tell(f"listening at {url}; loading")
-        return _ServeEvents(url, names, is_verbose=run.verbose)
+        tell(f"listening at {url}; loading")
+        return _ServeEvents(url, names, tell, has_tables=tell is _note, is_verbose=run.verbose)
 
     end = run_service(model, engine.tokenizer, options, config, make_events)
     if end.error:
-        _tell(f"error: {end.error}")
+        _note(f"error: {end.error}") if config.log_format == "text" else _log.error(end.error)
     return end.exit_code
 
 
-def _tell(message: str) -> None:
-    """One line on standard error, whose reader may be gone or stalled: that must not end or stop a server."""
+def _note(message: str) -> None:
+    """One line on standard error. Its reader may be gone, or stall: that must neither end a server nor hold it up."""
     write_line(STDERR_FD, f"kilotron: {message}")
+
+
+def _print_table(table: str) -> None:
+    for line in table.splitlines():
+        write_line(STDERR_FD, line)
 
 
 class _ServeEvents(SupervisorEvents):
     """Tells people how the start goes, and of deaths and restarts."""
 
-    def __init__(self, url: str, names: list[str], *, is_verbose: bool) -> None:
+    def __init__(
+        self, url: str, names: list[str], tell: Callable[[str], None], *, has_tables: bool, is_verbose: bool
+    ) -> None:
         self._url = url
+        self._tell = tell
         self._unready = set(names)
+        self._has_tables = has_tables
         self._is_verbose = is_verbose
         self._details: dict[str, Any] = {}
         self._ready_at: dict[str, float] = {}
@@ -99,31 +118,31 @@ class _ServeEvents(SupervisorEvents):
     def on_exit(self, name: str, why: str) -> None:
         """Tells of a death."""
         self._unready.add(name)
-        if self._is_told or not why.startswith("exited with code 0"):
-            _tell(f"{name} {why}")
+        if not why.startswith("exited with code 0"):  # which is how they end when they are asked to
+            self._tell(f"{name} {why}")
 
     def on_restart(self, name: str, delay_s: float) -> None:
         """Tells of a restart."""
-        _tell(f"{name} starts again in {delay_s:g} s")
+        self._tell(f"{name} starts again in {delay_s:g} s")
 
     def _report(self) -> None:
         details = self._details
+        if self._has_tables:
+            self._print_tables(details)
+        self._tell(f"sampling defaults of {details['model']}: {describe_sampling(_params(details))}")
+        self._tell(f"KV cache of each engine: {format_bytes(details['kv_cache_bytes'])}, {_describe_room(details)}")
+        places = f"API: {self._url}/v1, metrics: {self._url}/metrics"
+        self._tell(f"ready after {process_age_s():.1f} s at {self._url}  ({places})")
+
+    def _print_tables(self, details: dict[str, Any]) -> None:
         if self._is_verbose:
             rows = [*details["decisions"], ("kernels", details["kernels"], "")]
-            _tell_table(format_table(rows, ("option", "value", "why")))
-            phases = [(name, f"{seconds:.3f}") for name, seconds, _ in details["load_phases"]]
-            phases += [(f"{name} ready", f"{seconds:.3f}") for name, seconds in self._ready_at.items()]
-            _tell_table(format_table(phases, ("phase", "seconds"), right=(1,)))
-        _tell(f"sampling defaults of {details['model']}: {describe_sampling(_params(details))}")
-        _tell(f"KV cache of each engine: {format_bytes(details['kv_cache_bytes'])}, {_describe_room(details)}")
-        _tell(
-            f"ready after {process_age_s():.1f} s at {self._url}  (API: {self._url}/v1, metrics: {self._url}/metrics)"
-        )
-
-
-def _tell_table(table: str) -> None:
-    for line in table.splitlines():
-        write_line(STDERR_FD, line)
+            _print_table(format_table(rows, ("option", "value", "why")))
+        phases = [(f"engine: {name}", f"{seconds:.3f}") for name, seconds, _ in details["load_phases"]]
+        phases += [(f"{name} ready, since the command", f"{seconds:.3f}") for name, seconds in self._ready_at.items()]
+        _print_table(format_table(phases, ("phase", "seconds"), right=(1,)))
+        memory = [(name, format_bytes(num_bytes)) for name, num_bytes in details["memory"]]
+        _print_table(format_table(memory, ("memory of an engine", "bytes"), right=(1,)))
 
 
 def _params(details: dict[str, Any]) -> SamplingParams:

@@ -3,7 +3,6 @@
 from kilotron.coordinator import wire
 from kilotron.scheduling.cache_events import BlockRemoved, BlockStored, CacheCleared
 
-
 # Together far below the size of a frame, whatever the size of a block.
 _MOST_EVENTS = 256
 _MOST_TOKENS = 4096

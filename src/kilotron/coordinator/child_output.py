@@ -47,7 +47,10 @@ class LinePipe:
 
 
 class OutputLog:
-    """Writes lines to a file descriptor, each with the name of who wrote it. Drops what nobody takes, and says so."""
+    """Writes lines to a file descriptor, each with the name of who wrote it. Drops what nobody takes, and says so.
+
+    A line that is a JSON object is left as it is, for machines to read; it says itself whose it is.
+    """
 
     def __init__(self, fd: int = STDERR_FD) -> None:
         """The descriptor stays the caller's."""
@@ -64,7 +67,8 @@ class OutputLog:
             self._num_dropped += 1
 
     def _put(self, name: str, line: str) -> bool:
-        return write_line(self._fd, f"[{name}] {line}")
+        is_json = line.startswith("{") and line.endswith("}")
+        return write_line(self._fd, line if is_json else f"[{name}] {line}")
 
 
 def write_line(fd: int, line: str) -> bool:

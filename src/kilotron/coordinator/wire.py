@@ -168,6 +168,10 @@ class Hello(Message, tag="hello"):
     """0 when the peer is on another host."""
 
 
+class Farewell(Message, tag="farewell"):
+    """The last message on a connection: the peer ends because it was asked to. It holds nothing any more."""
+
+
 # --- from engines ---
 
 
@@ -378,10 +382,9 @@ class EngineVerb(Message, tag="engine-verb"):
     kv_mode: KVMode
 
 
-FromEngine: TypeAlias = Hello | Join | Pulse | EngineOutput | EngineRefusal | VerbDone | TimelineAnswer
-FromClient: TypeAlias = Hello | Submission | Abort | ClientPulse | Control | AbortById | MetricsQuery | TimelineQuery
 FromPeer: TypeAlias = (
     Hello
+    | Farewell
     | Join
     | Pulse
     | EngineOutput

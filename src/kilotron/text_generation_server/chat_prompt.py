@@ -6,6 +6,7 @@ from typing import Any
 
 from kilotron.errors import ChatTemplateError
 from kilotron.text_generation_server.server_state import ServerState
+from kilotron.text_generation_server.text_encoding import check_length, encode_text
 from kilotron.tokenization.untrusted_text import UntrustedText, special_spellings
 
 
@@ -38,6 +39,8 @@ class ChatPrompts:
             raise ChatTemplateError("this model has no chat template; use /v1/completions with a plain prompt")
         if self._untrusted is None:
             self._untrusted = UntrustedText(special_spellings(tokenizer))
+        num_chars = sum(len(message["content"]) for message in conversation.messages)
+        await check_length(self._state, num_chars, "messages")
         shielded = self._untrusted.shield(
             conversation.messages, documents=conversation.documents, variables=conversation.variables
         )
@@ -48,7 +51,9 @@ class ChatPrompts:
             documents=shielded.documents,
             variables=shielded.variables,
         )
-        ids = shielded.tokenize(text, tokenizer)
+        ids = await encode_text(
+            self._state, text, lambda rendered: shielded.tokenize(rendered, tokenizer), place="messages"
+        )
         if add_special_tokens and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
             ids = [tokenizer.bos_id, *ids]
         return ids

@@ -8,6 +8,7 @@ from kilotron.text_generation_server.http_errors import HttpError
 from kilotron.text_generation_server.sampling_fields import NumLogprobs, SamplingFields
 
 MAX_PROMPTS = 256
+MAX_CHOICES_OF_CALL = 1024
 DEFAULT_MAX_TOKENS = 16
 
 _PROMPT_SCHEMA = {
@@ -44,14 +45,15 @@ class CompletionRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True
             return [prompt]
         if not prompt:
             raise _wrong("prompt is an empty list; give a text or at least one token id")
-        if all(type(token_id) is int for token_id in prompt):
+        kinds = set(map(type, prompt))
+        if kinds == {int}:
             return [prompt]
         if len(prompt) > MAX_PROMPTS:
             raise _wrong(f"prompt holds {len(prompt)} prompts, more than {MAX_PROMPTS}")
-        if all(isinstance(text, str) for text in prompt):
+        if kinds == {str}:
             return prompt
         for index, ids in enumerate(prompt):
-            if not isinstance(ids, list) or not ids or not all(type(token_id) is int for token_id in ids):
+            if not isinstance(ids, list) or set(map(type, ids)) != {int}:
                 raise HttpError(
                     400,
                     "prompt must be a text, a list of texts, a list of token ids or a list of such lists",
@@ -63,6 +65,14 @@ class CompletionRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True
     def check_together(self) -> None:
         """See `SamplingFields`."""
         super().check_together()
+        num_prompts = len(self.prompts)
+        if num_prompts * self.num_choices > MAX_CHOICES_OF_CALL:
+            raise HttpError(
+                400,
+                f"{num_prompts} prompts with n={self.num_choices} are more than {MAX_CHOICES_OF_CALL} choices",
+                param="n",
+                code="invalid_value",
+            )
         if self.max_tokens == 0 and not (self.echo or self.prompt_logprobs is not None):
             raise HttpError(
                 400, "max_tokens: must be at least 1 unless echo is true", param="max_tokens", code="invalid_value"

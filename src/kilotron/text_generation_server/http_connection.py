@@ -160,11 +160,17 @@ class BoundedConnection(_Connection):
             self._raw_transport.resume_reading()
             if self._raw_transport.can_write_eof():
                 self._raw_transport.write_eof()
-            self._stall_timer = self.loop.call_later(self.limits.linger_timeout_s, self._raw_transport.abort)
+            self._stall_timer = self.loop.call_later(self.limits.linger_timeout_s, self._on_linger_timeout)
             return
         self._raw_transport.close()
         if self._raw_transport.get_write_buffer_size():
             self._start_stall_timer()
+
+    def _on_linger_timeout(self) -> None:
+        if self._raw_transport.get_write_buffer_size():
+            self._start_stall_timer()  # a slow reader is still at a long response
+        else:
+            self._raw_transport.abort()
 
     def pause_writing(self) -> None:
         super().pause_writing()

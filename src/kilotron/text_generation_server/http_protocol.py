@@ -3,8 +3,10 @@
 llhttp is strict about line ends and chunk sizes by itself, but bounds nothing; that is added here.
 """
 
+from typing import Any
+
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from kilotron.text_generation_server.http_connection import BoundedConnection, Phase
 from kilotron.text_generation_server.http_errors import HttpError
@@ -13,6 +15,19 @@ from kilotron.text_generation_server.request_head import check_head, malformed
 
 class HttpProtocol(BoundedConnection, HttpToolsProtocol):
     """One connection, parsed by httptools."""
+
+    _running: RequestResponseCycle | None = None
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        # uvicorn tells the newest request only, which with pipelining is not the one that runs.
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; whatever it or a limit objects to ends the connection with an error object."""

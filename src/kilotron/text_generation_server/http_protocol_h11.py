@@ -37,13 +37,15 @@ class HeadScanner:
         searched = max(0, len(self._head) - len(_END_OF_HEAD))
         self._head += data
         end = self._head.find(_END_OF_HEAD, searched)
-        head = bytes(self._head if end < 0 else self._head[: end + len(_END_OF_HEAD)])
-        url = head.partition(b"\r\n")[0]
-        if len(url) > self._limits.max_url_bytes + len("OPTIONS  HTTP/1.1"):
+        if end >= 0:
+            del self._head[end + len(_END_OF_HEAD) :]
+        url_end = self._head.find(b"\r\n")
+        if (url_end if url_end >= 0 else len(self._head)) > self._limits.max_url_bytes + len("OPTIONS  HTTP/1.1"):
             raise HttpError(414, f"the URL is longer than {self._limits.max_url_bytes} bytes", code="uri_too_long")
-        if len(head) > self._limits.max_header_bytes or head.count(b"\n") > self._limits.max_headers + 2:
+        is_too_large = len(self._head) > self._limits.max_header_bytes
+        if is_too_large or self._head.count(b"\n") > self._limits.max_headers + 2:
             raise HttpError(431, "the request's headers are too large or too many", code="headers_too_large")
-        if _NOT_PROPER_LINES.search(head):
+        if _NOT_PROPER_LINES.search(self._head, max(0, searched - 1)):
             raise malformed("the request's lines must end in CR LF and not be folded")
 
 

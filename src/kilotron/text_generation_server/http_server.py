@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 
 from kilotron.text_generation_server.http_connection import BoundedConfig
 from kilotron.text_generation_server.http_limits import HttpLimits
 
 _DATE_HEADER_PERIOD_S = 1.0
+# How long a cancelled request may take to write why it ends.
+_LAST_WORDS_TIMEOUT_S = 1.0
 # Kernel memory that one reader who does not read can hold (Linux doubles it). Tokens need far less.
 _SEND_BUFFER_BYTES = 256 * 1024
 
@@ -58,6 +61,7 @@ class HttpServer(uvicorn.Server):
             ssl_context_factory=None if tls is None else lambda config, default: tls,
         )
         super().__init__(config)
+        self._limits = limits
         self._listener = listener
         self._should_stop = asyncio.Event()
         bound_the_kernel(listener, limits)
@@ -69,6 +73,52 @@ class HttpServer(uvicorn.Server):
         """
         self._should_stop = should_stop
         await self.serve(sockets=[self._listener])
+        if self.server_state.tasks:  # cancelled a moment ago
+            await asyncio.wait(list(self.server_state.tasks), timeout=_LAST_WORDS_TIMEOUT_S)
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Wait until no request runs, and say whether that was in time.
+
+        The listener stays open, so that newcomers hear from the guard that the server is draining. Set the event of
+        `serve_until` afterwards.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                while tasks := list(self.server_state.tasks):
+                    await asyncio.wait(tasks)
+        except TimeoutError:
+            return False
+        return True
+
+    def abort(self) -> None:
+        """End every running request now; each may still write its last words. Call it after the event is set."""
+        self.force_exit = True
+        for task in self.server_state.tasks:
+            task.cancel()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept. uvicorn's own gives a TLS handshake a minute, during which nothing else bounds the peer."""
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            raise SystemExit(STARTUP_FAILURE)
+        self.servers = [
+            await asyncio.get_running_loop().create_server(
+                self._create_protocol,
+                sock=self._listener,
+                ssl=self.config.ssl,
+                ssl_handshake_timeout=self._limits.header_timeout_s if self.config.ssl else None,
+                ssl_shutdown_timeout=self._limits.linger_timeout_s if self.config.ssl else None,
+                backlog=self.config.backlog,
+            )
+        ]
+        self.started = True
+
+    def _create_protocol(self) -> asyncio.Protocol:
+        create: Any = self.config.http_protocol_class  # typed as any protocol, made as one of ours
+        protocol: asyncio.Protocol = create(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
 
     async def main_loop(self) -> None:
         """Wait for the event; uvicorn's own polls ten times a second. The tick renews the Date header."""

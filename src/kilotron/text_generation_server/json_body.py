@@ -18,6 +18,8 @@ MAX_NODES_PER_LEVEL = 10_000
 
 T = TypeVar("T", bound=msgspec.Struct)
 
+_CONTAINERS = frozenset({dict, list})
+_KEY = re.compile(rb'"\s*:')
 _MISSING = re.compile(r"Object missing required field `(.*?)`")
 _QUOTED = re.compile(r"`([^`]*)`")
 _WORDS = {
@@ -43,9 +45,9 @@ def decode_json(body: bytes) -> Any:
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         message = "too deeply nested" if isinstance(error, RecursionError) else str(error).replace("JSON is", "it is")
         raise HttpError(400, f"the body is not JSON: {message}", code="invalid_json") from None
-    _check_shape(value)
-    if isinstance(value, (dict, list)):
-        # msgspec takes the last of equal keys without a word, and Python's parser can be asked about them.
+    # msgspec takes the last of equal keys without a word. Where the text may have more keys than arrived (or a text
+    # that looks like one), Python's slower parser can be asked about them.
+    if _check_shape(value) != len(_KEY.findall(body)):
         json.loads(text, object_pairs_hook=_without_duplicates)
     return value
 
@@ -88,25 +90,31 @@ def unknown_fields(value: dict[str, Any], known: Iterable[str]) -> list[str]:
     return sentences
 
 
-def _check_shape(value: Any) -> None:
-    """Level by level, so that depth costs no stack. Numbers and texts in lists do not count: token ids are many."""
+def _check_shape(value: Any) -> int:
+    """The number of keys. Goes level by level, so that depth costs no stack. Numbers and texts in lists do not count:
+    token ids are many."""
+    num_keys = 0
     level = [value] if isinstance(value, (dict, list)) else []
     for _ in range(MAX_DEPTH):
         if not level:
-            return
+            break
         num_nodes = sum(len(node) for node in level if isinstance(node, dict))
-        level = [
-            child
-            for node in level
-            for child in (node.values() if isinstance(node, dict) else node)
-            if isinstance(child, (dict, list))
-        ]
+        num_keys += num_nodes
+        level = [child for node in level for child in _containers_in(node)]
         if num_nodes + len(level) > MAX_NODES_PER_LEVEL:
             raise HttpError(
                 400, f"the body has more than {MAX_NODES_PER_LEVEL} fields on one level", code="invalid_json"
             )
     if level:
         raise HttpError(400, f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_json")
+    return num_keys
+
+
+def _containers_in(node: dict[str, Any] | list[Any]) -> list[Any]:
+    children = node.values() if isinstance(node, dict) else node
+    if _CONTAINERS.isdisjoint(map(type, children)):  # hundreds of thousands of token ids are looked at quickly
+        return []
+    return [child for child in children if type(child) in _CONTAINERS]
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> None:

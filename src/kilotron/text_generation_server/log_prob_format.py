@@ -18,6 +18,15 @@ from kilotron.tokenization.tokenizer import Tokenizer
 TopTokens = Mapping[int, float]
 
 
+# What OpenAI writes where a token is impossible: JSON has no infinity.
+_IMPOSSIBLE = -9999.0
+
+
+def finite(log_prob: float) -> float:
+    """The value, as JSON can hold it."""
+    return max(log_prob, _IMPOSSIBLE)
+
+
 class TokenSpeller:
     """The text of a token in an answer.
 
@@ -53,7 +62,7 @@ class TokenSpeller:
         entries = list(top.items())[:num_wanted]
         if all(token_id != chosen for token_id, _ in entries):
             entries.append((chosen, log_prob))
-        return entries
+        return [(token_id, finite(value)) for token_id, value in entries]
 
 
 class CompletionScores:
@@ -76,7 +85,7 @@ class CompletionScores:
         result = CompletionLogprobs([], [], [], [])
         for index, (token_id, log_prob) in enumerate(zip(token_ids, log_probs, strict=True)):
             result.tokens.append(self._speller.spell(token_id))
-            result.token_logprobs.append(log_prob)
+            result.token_logprobs.append(None if log_prob is None else finite(log_prob))
             if log_prob is None:
                 result.top_logprobs.append(None)
             else:
@@ -104,7 +113,9 @@ def chat_logprobs(
                 TopLogprob(speller.spell(top_id), value, speller.spell_bytes(top_id))
                 for top_id, value in speller.likeliest(top_n[index], token_id, log_prob, num_wanted)
             ]
-        entries.append(ChatTokenLogprob(speller.spell(token_id), log_prob, speller.spell_bytes(token_id), likely))
+        entries.append(
+            ChatTokenLogprob(speller.spell(token_id), finite(log_prob), speller.spell_bytes(token_id), likely)
+        )
     return ChatLogprobs(entries)
 
 

@@ -1,6 +1,6 @@
 """GET /openapi.json: made of the routes and of the structs that they read and write."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,15 +45,18 @@ class ApiRoute:
 class OpenApiEndpoint:
     """The description; made when first asked for."""
 
-    def __init__(self, routes: Sequence[ApiRoute], version: str) -> None:
+    def __init__(self, routes: Sequence[ApiRoute], version: str, model_name: Callable[[], str]) -> None:
         self._routes = routes
         self._version = version
+        self._model_name = model_name
         self._document: dict[str, Any] | None = None
 
     async def show(self, request: Request) -> Response:
         """The document."""
         if self._document is None:
-            self._document = describe_routes(self._routes, self._version)
+            document = describe_routes(self._routes, self._version)
+            _name_model(document, self._model_name())
+            self._document = document
         return json_response(self._document)
 
 
@@ -77,10 +80,18 @@ def describe_routes(routes: Sequence[ApiRoute], version: str) -> dict[str, Any]:
     }
 
 
+def _name_model(document: dict[str, Any], name: str) -> None:
+    """Requests' `model` can only be the one that is served."""
+    for schema in document["components"]["schemas"].values():
+        properties = schema.get("properties", {})
+        if schema.get("additionalProperties") is False and "model" in properties:
+            properties["model"] = {"enum": [name, "", None], "default": None}
+
+
 def _describe(route: ApiRoute) -> dict[str, Any]:
     content: dict[str, Any] = {route.media_type: {"schema": _schema_of(route.response)}}
     if route.request is not None and "stream" in route.request.__struct_fields__:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": {}}
     operation: dict[str, Any] = {
         "summary": route.summary,
         "responses": {"200": {"description": "Done.", "content": content}}

@@ -1,9 +1,9 @@
 """Admission: from checked fields to submissions. Everything a client can get wrong about a prompt is found here."""
 
 import asyncio
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from kilotron.coordinator.submissions import limits_of, to_submission
@@ -13,9 +13,8 @@ from kilotron.scheduling.capacity import check_capacity
 from kilotron.text_generation_server.http_errors import HttpError
 from kilotron.text_generation_server.sampling_fields import SamplingFields
 from kilotron.text_generation_server.server_state import ServerState, new_request_id, owner_of
+from kilotron.text_generation_server.text_encoding import encode_text
 
-# Texts from this length on are tokenized beside the event loop.
-_LONG_TEXT_CHARS = 16_384
 _MAX_IDEMPOTENCY_KEY_CHARS = 256
 
 
@@ -95,6 +94,7 @@ async def admit(
                 submission=_submission(state, ids, options, caller, index, place),
             )
         )
+        await asyncio.sleep(0)  # others' turn, between the prompts of a large batch
     return admitted
 
 
@@ -136,23 +136,8 @@ async def _tokenize(state: ServerState, text: str, options: PromptOptions, place
     tokenizer = state.tokenizer
     if tokenizer is None:
         raise HttpError(400, "this model has no tokenizer; send token ids", param=place, code="invalid_type")
-    if len(text) < _LONG_TEXT_CHARS:
-        return tokenizer.tokenize(text, add_special_tokens=options.add_special_tokens)
-    if state.longest_token_chars is None:
-        state.longest_token_chars = await asyncio.to_thread(_count_longest_token, state)
-    longest = state.facts.max_sequence_length
-    if options.truncate_to is None and len(text) > longest * state.longest_token_chars:
-        # Tokenizing it would take seconds, and cannot end well.
-        least = math.ceil(len(text) / state.longest_token_chars)
-        raise _context_error(state.facts, least, None, place, at_least=True)
-    return await asyncio.to_thread(tokenizer.tokenize, text, add_special_tokens=options.add_special_tokens)
-
-
-def _count_longest_token(state: ServerState) -> int:
-    tokenizer = state.tokenizer
-    if tokenizer is None:
-        return 1
-    return max((len(tokenizer.token_text(token_id)) for token_id in range(tokenizer.vocab_size)), default=1) or 1
+    encode = partial(tokenizer.tokenize, add_special_tokens=options.add_special_tokens)
+    return await encode_text(state, text, encode, place=place, is_cut=options.truncate_to is not None)
 
 
 def _truncate(ids: list[int], wanted: int, facts: EngineFacts, params: SamplingParams) -> list[int]:
@@ -174,13 +159,10 @@ def _check_prompt_ids(ids: list[int], facts: EngineFacts, place: str) -> None:
             )
 
 
-def _context_error(
-    facts: EngineFacts, num_prompt: int, num_wanted: int | None, place: str, *, at_least: bool = False
-) -> HttpError:
+def _context_error(facts: EngineFacts, num_prompt: int, num_wanted: int | None, place: str) -> HttpError:
     longest = facts.max_sequence_length
     if num_wanted is None or num_prompt > longest:
-        prefix = "at least " if at_least else ""
-        asked = f"your prompt has {prefix}{num_prompt} tokens, which leaves no room for an answer"
+        asked = f"your prompt has {num_prompt} tokens, which leaves no room for an answer"
     else:
         asked = f"you asked for {num_prompt + num_wanted} tokens ({num_prompt} in the prompt, {num_wanted} to generate)"
     message = f"This model's maximum context length is {longest} tokens, but {asked}. Shorten the prompt or the output."

@@ -63,7 +63,7 @@ class SamplingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     bad_words: Annotated[list[StopText], Meta(max_length=64)] | None = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
     cache_salt: Annotated[str, Meta(max_length=256)] | None = None
-    timeout: Annotated[float, Meta(gt=0, le=86400)] | None = None
+    timeout: Annotated[float, Meta(ge=0.001, le=86400)] | None = None
     request_id: Annotated[str, Meta(max_length=128)] | None = None
     truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
     add_special_tokens: bool | None = None

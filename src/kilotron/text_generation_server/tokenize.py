@@ -1,6 +1,7 @@
 """POST /tokenize and /detokenize, GET /tokenizer_info: the server's tokenizer for clients that count tokens."""
 
 import asyncio
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
@@ -14,6 +15,7 @@ from kilotron.text_generation_server.http_errors import HttpError
 from kilotron.text_generation_server.json_response import json_response, read_struct
 from kilotron.text_generation_server.sampling_fields import TokenId
 from kilotron.text_generation_server.server_state import ServerState
+from kilotron.text_generation_server.text_encoding import encode_text
 from kilotron.tokenization.tokenizer import Tokenizer
 
 
@@ -114,7 +116,8 @@ class TokenizeEndpoints:
             raise HttpError(400, "give either prompt or messages", param="prompt", code="missing_parameter")
         if body.prompt is not None:
             adds = body.add_special_tokens is not False
-            return await asyncio.to_thread(tokenizer.tokenize, body.prompt, add_special_tokens=adds)
+            encode = partial(tokenizer.tokenize, add_special_tokens=adds)
+            return await encode_text(self._state, body.prompt, encode, place="prompt")
         conversation = Conversation(
             messages=checked_messages(body.messages or []),
             has_generation_prompt=body.add_generation_prompt and not body.continue_final_message,

@@ -113,3 +113,8 @@ def test_an_unknown_field_gets_the_nearest_known_one() -> None:
     assert unknown_fields({"max_token": 1}, ["max_tokens", "n"]) == [
         "unknown field 'max_token'; did you mean 'max_tokens'?"
     ]
+
+
+@pytest.mark.parametrize("body", [b'{"a": "b\\": c"}', b'{"a" : {"a":1}, "b"\t\n:2}', b'{"\\"a\\":": 1}'])
+def test_what_only_looks_like_a_second_key_is_none(body: bytes) -> None:
+    assert decode_json(body) == msgspec.json.decode(body)
