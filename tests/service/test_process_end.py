@@ -127,13 +127,13 @@ def test_sigterm_lets_running_requests_finish_and_takes_no_new_ones(service: Run
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_requests_that_outlast_the_drain_end_with_an_error(number: int) -> None:
-    with running("--drain-timeout-s", "1.5") as service:
+    with running("--drain-timeout-s", "4") as service:
         calls = [service.start(body).wait_chunks(5) for body in ENDLESS]
         service.terminate(number)
         terminated_at = time.monotonic()
         outcomes = [(call.wait().outcome, call.error.get("code")) for call in calls]
         assert service.wait() == 0, service.log
-        report("P05 drain of 1.5 s", time.monotonic() - terminated_at, 1.5 + 2.0)
+        report("P05 drain of 4 s", time.monotonic() - terminated_at, 4.0)
         assert outcomes == [("error", "service_unavailable")] * len(calls)
         service.check_nothing_is_left()
 

@@ -192,6 +192,12 @@ class InferenceClient:
         """See `ServiceClient`."""
         self._counters[name] += amount
 
+    def abort_all(self, error: KilotronError) -> None:
+        """Ends everything that is under way, with this error for whoever reads it."""
+        for request_id in list(self._pending):
+            self._send(Abort(request_id))
+            self._end(request_id, error)
+
     async def close(self) -> None:
         """Aborts what is under way and leaves. Idempotent."""
         if self._ticker is None or self._socket is None:
