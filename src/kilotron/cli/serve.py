@@ -1,17 +1,15 @@
 """`kilotron serve`: an OpenAI-compatible HTTP server with engines behind it."""
 
 import logging
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from kilotron.apis.process_configs import LogConfig
 from kilotron.apis.process_log import log_to_stderr
 from kilotron.apis.service import run_service
-from kilotron.cli.failures import print_error
 from kilotron.cli.loaded_model import check_model_name
 from kilotron.cli.options import ENGINE, RUN, EngineOptions, Model, RunOptions
-from kilotron.cli.output import format_bytes, format_table, note
+from kilotron.cli.output import format_bytes, format_table
 from kilotron.cli.sampling_layers import describe_sampling
 from kilotron.cli.serve_options import (
     LISTEN,
@@ -23,6 +21,7 @@ from kilotron.cli.serve_options import (
     to_serve_config,
 )
 from kilotron.cli.start_report import process_age_s
+from kilotron.coordinator.child_output import STDERR_FD, write_line
 from kilotron.coordinator.parent_link import ChildStatus
 from kilotron.coordinator.supervisor import SupervisorEvents
 from kilotron.sampling_params import SamplingParams
@@ -61,7 +60,7 @@ def serve(
     check_model_name(model)
     config = to_serve_config(listen, safety, load)
     options = engine.to_config()
-    tell: Callable[[str], None] = note
+    tell: Callable[[str], None] = _tell
     if config.log_format == "json":
         log_to_stderr(LogConfig(format="json"), "supervisor")
         tell = _log.info
@@ -70,12 +69,17 @@ def serve(
 
     def make_events(url: str, names: list[str]) -> SupervisorEvents:
         tell(f"listening at {url}; loading")
-        return _ServeEvents(url, names, tell, has_tables=tell is note, is_verbose=run.verbose)
+        return _ServeEvents(url, names, tell, has_tables=tell is _tell, is_verbose=run.verbose)
 
     end = run_service(model, engine.tokenizer, options, config, make_events)
     if end.error:
-        print_error(end.error) if config.log_format == "text" else _log.error(end.error)
+        tell(f"error: {end.error}")
     return end.exit_code
+
+
+def _tell(message: str) -> None:
+    """One line on standard error, whose reader may be gone or stalled: that must not end or stop a server."""
+    write_line(STDERR_FD, f"kilotron: {message}")
 
 
 class _ServeEvents(SupervisorEvents):
@@ -128,12 +132,17 @@ class _ServeEvents(SupervisorEvents):
     def _print_tables(self, details: dict[str, Any]) -> None:
         if self._is_verbose:
             rows = [*details["decisions"], ("kernels", details["kernels"], "")]
-            print(format_table(rows, ("option", "value", "why")), file=sys.stderr)
+            _tell_table(rows, ("option", "value", "why"))
         phases = [(f"engine: {name}", f"{seconds:.3f}") for name, seconds, _ in details["load_phases"]]
         phases += [(f"{name} ready, since the command", f"{seconds:.3f}") for name, seconds in self._ready_at.items()]
-        print(format_table(phases, ("phase", "seconds"), right=(1,)), file=sys.stderr)
+        _tell_table(phases, ("phase", "seconds"), right=(1,))
         memory = [(name, format_bytes(num_bytes)) for name, num_bytes in details["memory"]]
-        print(format_table(memory, ("memory of an engine", "bytes"), right=(1,)), file=sys.stderr)
+        _tell_table(memory, ("memory of an engine", "bytes"), right=(1,))
+
+
+def _tell_table(rows: Iterable[Sequence[object]], header: Sequence[str], *, right: Sequence[int] = ()) -> None:
+    for line in format_table(rows, header, right=right).splitlines():
+        write_line(STDERR_FD, line)
 
 
 def _params(details: dict[str, Any]) -> SamplingParams:

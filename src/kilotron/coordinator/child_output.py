@@ -68,10 +68,15 @@ class OutputLog:
 
     def _put(self, name: str, line: str) -> bool:
         is_json = line.startswith("{") and line.endswith("}")
-        data = (line if is_json else f"[{name}] {line}").encode("utf-8", "replace")[: _MAX_LINE_BYTES - 1] + b"\n"
-        poll = select.poll()
-        poll.register(self._fd, select.POLLOUT)
-        try:
-            return bool(poll.poll(0)) and os.write(self._fd, data) > 0
-        except OSError:
-            return False
+        return write_line(self._fd, line if is_json else f"[{name}] {line}")
+
+
+def write_line(fd: int, line: str) -> bool:
+    """Writes one line if that needs no waiting; False when nobody takes it, or the reader is gone."""
+    data = line.encode("utf-8", "replace")[: _MAX_LINE_BYTES - 1] + b"\n"
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    try:
+        return bool(poll.poll(0)) and os.write(fd, data) > 0
+    except OSError:
+        return False

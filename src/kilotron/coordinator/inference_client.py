@@ -192,14 +192,22 @@ class InferenceClient:
         """See `ServiceClient`."""
         self._counters[name] += amount
 
+    def abort_all(self, error: KilotronError) -> None:
+        """Ends everything that is under way, with this error for whoever reads it."""
+        for request_id in list(self._pending):
+            self._send(Abort(request_id))
+            self._end(request_id, error)
+
     async def close(self) -> None:
         """Aborts what is under way and leaves. Idempotent."""
         if self._ticker is None or self._socket is None:
             return
         self._ticker.cancel()
         self._ticker = None
-        self._send(Farewell())  # which ends all that is under way
-        self._lose(ServiceUnavailableError("this client was closed"))
+        closed = ServiceUnavailableError("this client was closed")
+        self.abort_all(closed)
+        self._send(Farewell())
+        self._lose(closed)
         asyncio.get_running_loop().remove_reader(self._socket.fd)
         self._socket.close(linger_ms=200)
 
