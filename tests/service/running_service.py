@@ -1,0 +1,260 @@
+"""A real `kilotron serve` process tree for tests: started, looked into, hurt, and ended with nothing left behind."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.http_calls import Answer, Call, ask
+
+SOURCE = Path(__file__).parents[2] / "src"
+PATIENCE_S = 60.0
+HEARTBEAT_S = 0.5
+_LOOK_PERIOD_S = 0.01
+_ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("KILOTRON_")} | {
+    "PYTHONPATH": str(SOURCE),
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "passive",
+    "NO_COLOR": "1",
+}
+
+
+def wait_for(is_so: Callable[[], Any], timeout_s: float = PATIENCE_S, what: str = "it") -> float:
+    """Seconds until something is so; fails when that takes too long."""
+    started = time.monotonic()
+    while not is_so():
+        assert time.monotonic() - started < timeout_s, f"{what} did not happen within {timeout_s:g} s"
+        time.sleep(_LOOK_PERIOD_S)
+    return time.monotonic() - started
+
+
+def report(promise: str, measured: float, bar: float, unit: str = "s") -> None:
+    """The figure for the table in docs/reliability.md; shown with `pytest -s` or `-rP`."""
+    print(f"[{promise}] measured {measured:.3f} {unit}, bar {bar:g} {unit}")
+
+
+class RunningService:
+    """One `kilotron serve` process and its children.
+
+    `folder` is the only place for temporary files that it knows, so that what it leaves there is seen.
+    """
+
+    def __init__(self, *options: str, environment: Mapping[str, str] | None = None, stdin: int | None = None) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="kt-", dir="/tmp"))  # a short path: sockets lie below it
+        self._log_path = self.folder.with_suffix(".log")
+        places = {"TMPDIR": str(self.folder), "XDG_RUNTIME_DIR": str(self.folder)}
+        with self._log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                (sys.executable, "-m", "kilotron", "serve", "--port", "0", "--heartbeat-s", str(HEARTBEAT_S), *options),
+                env={**_ENVIRONMENT, **places, **(environment or {})},
+                stdin=subprocess.DEVNULL if stdin is None else stdin,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+        self._seen: set[psutil.Process] = set()
+        self._port = 0
+        self.key = ""
+
+    # What it says
+
+    @property
+    def log(self) -> str:
+        return self._log_path.read_text(errors="replace")
+
+    @property
+    def port(self) -> int:
+        if not self._port:
+            wait_for(lambda: re.search(r"listening at \S+:\d+", self.log) or not self.is_running, what="a port")
+            found = re.search(r"listening at \S+:(\d+)", self.log)
+            assert found is not None, self.log
+            self._port = int(found[1])
+        return self._port
+
+    @property
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+    # Its processes
+
+    def children(self, role: str = "") -> list[psutil.Process]:
+        """Living processes below it, of all levels: engine, coordinator, frontend, or any."""
+        with suppress(psutil.NoSuchProcess):
+            found = psutil.Process(self.process.pid).children(recursive=True)
+            self._seen.update(found)
+            return [child for child in found if _is_alive(child) and role in (_role_of(child), "")]
+        return []
+
+    def kill(self, role: str, index: int = 0, number: int = signal.SIGKILL) -> int:
+        """Sends a signal to a child -> its pid."""
+        child = self.children(role)[index]
+        child.send_signal(number)
+        return int(child.pid)
+
+    def wait_for_orphans(self, timeout_s: float) -> float:
+        """Seconds until every process that was ever seen is gone."""
+        return wait_for(lambda: not any(map(_is_alive, self._seen)), timeout_s, "the end of all children")
+
+    # What it answers
+
+    def ask(self, method: str, path: str, body: Any = None, *, key: str | None = None, **headers: str) -> Answer:
+        return ask(self.port, method, path, body, headers=self._headers(key, headers))
+
+    def start(self, body: dict[str, Any], path: str = "/v1/completions", *, key: str | None = None, **headers: str) -> Call:
+        """Begins a generation in a thread."""
+        return Call(self.port, path, body, headers=self._headers(key, headers))
+
+    def complete(self, body: dict[str, Any], **options: Any) -> Call:
+        """The same, waiting for its end."""
+        return self.start(body, **options).wait()
+
+    def _headers(self, key: str | None, headers: Mapping[str, str]) -> dict[str, str]:
+        key = self.key if key is None else key
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return {"authorization": f"Bearer {key}", **named} if key else named
+
+    def is_ready(self) -> bool:
+        with suppress(OSError):
+            return self.ask("GET", "/ready").status == 200
+        return False
+
+    def num_ready(self) -> int:
+        with suppress(OSError):
+            answer = self.ask("GET", "/ready")
+            return int(answer.json["replicas_ready"]) if answer.status == 200 else 0
+        return 0
+
+    def wait_ready(self, num_replicas: int = 1, timeout_s: float = PATIENCE_S) -> float:
+        def is_so() -> bool:
+            assert self.is_running, self.log
+            return self.num_ready() >= num_replicas
+
+        return wait_for(is_so, timeout_s, f"{num_replicas} ready replicas")
+
+    def metrics(self) -> dict[str, float]:
+        """Our own figures: name, or name/label."""
+        answer = self.ask("GET", "/metrics")
+        assert answer.status == 200, answer.text
+        figures: dict[str, float] = {}
+        for family in text_string_to_metric_families(answer.text):
+            for sample in family.samples:
+                if not sample.name.startswith("kilotron:") or "le" in sample.labels:
+                    continue
+                label = next((sample.labels[name] for name in _LABELS if name in sample.labels), "")
+                name = sample.name.removeprefix("kilotron:")
+                figures[f"{name}/{label}" if label else name] = sample.value
+        return figures
+
+    def is_idle(self) -> bool:
+        """No request is known anywhere, and no engine has a block in use."""
+        figures = self.metrics()
+        return not any(figures[name] for name in _WORK)
+
+    def wait_idle(self, timeout_s: float = 10.0) -> float:
+        return wait_for(self.is_idle, timeout_s, "an idle service")
+
+    # Its end
+
+    def terminate(self, number: int = signal.SIGTERM) -> None:
+        self.children()
+        self.process.send_signal(number)
+
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
+        """The exit code."""
+        return self.process.wait(timeout_s)
+
+    def check_nothing_is_left(self) -> None:
+        """For when it has ended: no process, no file, no traceback."""
+        self.wait_for_orphans(5.0)
+        assert list(self.folder.iterdir()) == []
+        assert "Traceback" not in self.log, self.log
+
+    def discard(self) -> None:
+        """Whatever state it is in."""
+        self.children()
+        if self.is_running:
+            self.process.kill()
+        self.process.wait()
+        for child in self._seen:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._log_path.unlink(missing_ok=True)
+
+
+_LABELS = ("code", "finished_reason", "replica")
+_WORK = ("num_requests_in_flight", "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+
+
+@contextmanager
+def running(
+    *options: str, num_replicas: int = 1, key: str = "", environment: Mapping[str, str] | None = None
+) -> Iterator[RunningService]:
+    """A service that is ready. If it still runs in the end, SIGTERM must end it well."""
+    service = RunningService("--data-parallel-size", str(num_replicas), *options, environment=environment)
+    service.key = key
+    try:
+        service.wait_ready(num_replicas)
+        service.children()
+        yield service
+        if service.is_running:
+            service.wait_idle()
+            service.terminate()
+            assert service.wait() == 0, service.log
+            service.check_nothing_is_left()
+    except BaseException:
+        print(service.log)
+        raise
+    finally:
+        service.discard()
+
+
+@contextmanager
+def starting(*options: str, environment: Mapping[str, str] | None = None) -> Iterator[RunningService]:
+    """A service that may never be ready, and that the test ends itself."""
+    service = RunningService(*options, environment=environment)
+    try:
+        yield service
+    except BaseException:
+        print(service.log)
+        raise
+    finally:
+        service.discard()
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _role_of(process: psutil.Process) -> str:
+    try:
+        words = process.cmdline()
+    except psutil.Error:
+        return "?"
+    return words[-1] if "kilotron.apis.service_process" in words else "helper"
+
+
+def canary_places(service: RunningService) -> Iterator[tuple[str, str]]:
+    """Everything of a service that others might read: (where, text)."""
+    yield "log", service.log
+    yield "metrics", service.ask("GET", "/metrics").text
+    for process in service.children():
+        with suppress(OSError, psutil.Error):
+            yield f"argv of {process.pid}", " ".join(process.cmdline())
+            yield f"environment of {process.pid}", json.dumps(process.environ())
