@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from kilotron.apis.async_llm import MegatronAsyncLLM
     from kilotron.apis.llm import MegatronLLM
     from kilotron.async_stream import AsyncStream
-    from kilotron.config import InferenceConfig
+    from kilotron.config import InferenceConfig, ServeConfig
+    from kilotron.coordinator.coordinator import DataParallelInferenceCoordinator
+    from kilotron.coordinator.inference_client import InferenceClient
     from kilotron.engines.abstract_engine import AbstractEngine
     from kilotron.engines.dynamic_engine import DynamicInferenceEngine
     from kilotron.errors import KilotronError
@@ -22,13 +24,16 @@ _HOMES = {
     "AbstractEngine": "kilotron.engines.abstract_engine",
     "AsyncStream": "kilotron.async_stream",
     "CommonInferenceParams": "kilotron.sampling_params",
+    "DataParallelInferenceCoordinator": "kilotron.coordinator.coordinator",
     "DynamicInferenceEngine": "kilotron.engines.dynamic_engine",
+    "InferenceClient": "kilotron.coordinator.inference_client",
     "InferenceConfig": "kilotron.config",
     "InferenceRequest": "kilotron.inference_request",
     "KilotronError": "kilotron.errors",
     "MegatronAsyncLLM": "kilotron.apis.async_llm",
     "MegatronLLM": "kilotron.apis.llm",
     "SamplingParams": "kilotron.sampling_params",
+    "ServeConfig": "kilotron.config",
     "Status": "kilotron.inference_request",
     "StreamItem": "kilotron.text_generation_controllers.stream_item",
 }
@@ -39,13 +44,16 @@ __all__ = [
     "AbstractEngine",
     "AsyncStream",
     "CommonInferenceParams",
+    "DataParallelInferenceCoordinator",
     "DynamicInferenceEngine",
+    "InferenceClient",
     "InferenceConfig",
     "InferenceRequest",
     "KilotronError",
     "MegatronAsyncLLM",
     "MegatronLLM",
     "SamplingParams",
+    "ServeConfig",
     "Status",
     "StreamItem",
 ]

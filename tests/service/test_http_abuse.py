@@ -46,15 +46,15 @@ def head(*lines: str, first: str = "POST /echo HTTP/1.1", host: str = "Host: loc
 
 
 MALFORMED = {
-    "CL and TE": head("Content-Length: 3", "Transfer-Encoding: chunked") + b"0\r\n\r\n",
+    "both framings": head("Content-Length: 3", "Transfer-Encoding: chunked") + b"0\r\n\r\n",
     "two different CLs": head("Content-Length: 3", "Content-Length: 4") + b"abcd",
     "CL -1": head("Content-Length: -1"),
     "CL +4": head("Content-Length: +4") + b"abcd",
     "CL with underscore": head("Content-Length: 1_0") + b"abcdefghij",
-    "TE xchunked": head("Transfer-Encoding: xchunked") + b"0\r\n\r\n",
-    "TE gzip, chunked": head("Transfer-Encoding: gzip, chunked") + b"0\r\n\r\n",
-    "TE twice": head("Transfer-Encoding: chunked", "Transfer-Encoding: chunked") + b"0\r\n\r\n",
-    "TE in HTTP/1.0": head("Transfer-Encoding: chunked", first="POST /echo HTTP/1.0") + b"0\r\n\r\n",
+    "Transfer-Encoding xchunked": head("Transfer-Encoding: xchunked") + b"0\r\n\r\n",
+    "Transfer-Encoding gzip, chunked": head("Transfer-Encoding: gzip, chunked") + b"0\r\n\r\n",
+    "Transfer-Encoding twice": head("Transfer-Encoding: chunked", "Transfer-Encoding: chunked") + b"0\r\n\r\n",
+    "Transfer-Encoding in HTTP/1.0": head("Transfer-Encoding: chunked", first="POST /echo HTTP/1.0") + b"0\r\n\r\n",
     "chunk size no number": head("Transfer-Encoding: chunked") + b"xyz\r\n\r\n",
     "bad chunk end": head("Transfer-Encoding: chunked") + b"3\r\nabcd\r\n0\r\n\r\n",
     "bare LF": b"POST /echo HTTP/1.1\nHost: localhost\nContent-Length: 0\n\n",

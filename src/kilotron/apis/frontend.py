@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import resource
 import signal
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,23 @@ from kilotron.tokenization import load_tokenizer
 
 _log = logging.getLogger(__name__)
 
-_LOOK_PERIOD_S = 0.02
+# Of the time to drain, for the last words to requests that do not finish, before the supervisor kills.
+_LAST_WORDS_S = 2.0
+_MOST_FILES = 65536
 
 
 def run_frontend(config: FrontendProcessConfig, link: ParentLink) -> None:
     """Serves until SIGTERM; then answers what is under way, refuses what is new, and returns."""
+    _allow_many_connections()
     with asyncio.Runner(loop_factory=find_loop_factory()) as runner:
         runner.run(_serve(config, link))
+
+
+def _allow_many_connections() -> None:
+    """As many open files as this user may have; the usual 1024 would be the limit of connections."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if most == resource.RLIM_INFINITY else min(most, _MOST_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 async def _serve(config: FrontendProcessConfig, link: ParentLink) -> None:
@@ -44,11 +55,12 @@ async def _serve(config: FrontendProcessConfig, link: ParentLink) -> None:
     listener = adopt_listening_socket(config.listening_fd)
     server = HttpServer(counter, HttpLimits(), listener, tls=tls, drain_timeout_s=1.0)
     terminated, should_stop = asyncio.Event(), asyncio.Event()
+    drain_s = max(options.drain_timeout_s - _LAST_WORDS_S, options.drain_timeout_s / 2)
     loop.add_signal_handler(signal.SIGTERM, terminated.set)
     await client.start()
     async with asyncio.TaskGroup() as group:
         completing = group.create_task(_complete(app, client, link))
-        group.create_task(_drain(app, counter, terminated, should_stop, options.drain_timeout_s))
+        group.create_task(_drain(app, server, terminated, should_stop, drain_s))
         await server.serve_until(should_stop)
         completing.cancel()
     if isinstance(app.state.renderer, TemplateWorker):
@@ -88,18 +100,11 @@ async def _complete(app: Application, client: InferenceClient, link: ParentLink)
 
 
 async def _drain(
-    app: Application,
-    counter: ResponseCounter,
-    terminated: asyncio.Event,
-    should_stop: asyncio.Event,
-    drain_timeout_s: float,
+    app: Application, server: HttpServer, terminated: asyncio.Event, should_stop: asyncio.Event, timeout_s: float
 ) -> None:
     """After SIGTERM: refuse what is new, at once, and stop when the last answer is out or time is up."""
     await terminated.wait()
     app.state.is_draining = True
-    end = asyncio.get_running_loop().time() + drain_timeout_s
-    while counter.num_active and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110 - a look is cheap
-        await asyncio.sleep(_LOOK_PERIOD_S)
-    if counter.num_active:
-        _log.warning("%d requests did not finish within %g s", counter.num_active, drain_timeout_s)
+    if not await server.drain(timeout_s):
+        _log.warning("requests that did not finish within %g s are ended", timeout_s)
     should_stop.set()

@@ -95,7 +95,7 @@ class _ServeEvents(SupervisorEvents):
     def on_exit(self, name: str, why: str) -> None:
         """Tells of a death."""
         self._unready.add(name)
-        if self._is_told or not why.startswith("exited with code 0"):
+        if not why.startswith("exited with code 0"):  # which is how they end when they are asked to
             note(f"{name} {why}")
 
     def on_restart(self, name: str, delay_s: float) -> None:

@@ -210,7 +210,7 @@ def service_routes(state: ServerState) -> list[ApiRoute]:
 
 
 class ResponseCounter:
-    """Counts requests under way, and responses by status; stands outside everything else, since the guard answers too.
+    """Counts responses by status; stands outside everything else, since the guard answers as well.
 
     Args:
         app: the guarded application.
@@ -222,8 +222,6 @@ class ResponseCounter:
         self._app = app
         self._client = client
         self._has_access_log = has_access_log
-        self.num_active = 0
-        """Requests whose answer is not complete."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -238,11 +236,9 @@ class ResponseCounter:
                 self._client.count(f"http_responses/{status}")
             await send(message)
 
-        self.num_active += 1
         try:
             await self._app(scope, receive, count)
         finally:
-            self.num_active -= 1
             if self._has_access_log:
                 seconds = time.monotonic() - started
                 _log.info("%s %s %d in %.3f s", scope["method"], scope["path"], status, seconds)

@@ -45,14 +45,15 @@ class CompletionRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True
             return [prompt]
         if not prompt:
             raise _wrong("prompt is an empty list; give a text or at least one token id")
-        if all(type(token_id) is int for token_id in prompt):
+        kinds = set(map(type, prompt))
+        if kinds == {int}:
             return [prompt]
         if len(prompt) > MAX_PROMPTS:
             raise _wrong(f"prompt holds {len(prompt)} prompts, more than {MAX_PROMPTS}")
-        if all(isinstance(text, str) for text in prompt):
+        if kinds == {str}:
             return prompt
         for index, ids in enumerate(prompt):
-            if not isinstance(ids, list) or not ids or not all(type(token_id) is int for token_id in ids):
+            if not isinstance(ids, list) or set(map(type, ids)) != {int}:
                 raise HttpError(
                     400,
                     "prompt must be a text, a list of texts, a list of token ids or a list of such lists",

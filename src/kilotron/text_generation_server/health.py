@@ -1,6 +1,7 @@
 """Whether this process lives (/health, /livez), whether a request would be served (/ready, /readyz), and /version."""
 
 import asyncio
+import time
 from importlib.metadata import PackageNotFoundError, version
 
 from starlette.requests import Request
@@ -16,6 +17,7 @@ from kilotron.text_generation_server.server_state import ServerState, explain_st
 
 _MOST_LOOP_LAG_S = 1.0
 _DEEP_TIMEOUT_S = 2.0
+_DEEP_PERIOD_S = 1.0
 
 
 class HealthEndpoints:
@@ -23,6 +25,8 @@ class HealthEndpoints:
 
     def __init__(self, state: ServerState) -> None:
         self._state = state
+        self._trial = asyncio.Lock()
+        self._next_trial = 0.0
 
     async def live(self, request: Request) -> Response:
         """Whether this process gets round to things; says nothing of the engines."""
@@ -41,7 +45,7 @@ class HealthEndpoints:
             return self._refusal(self._state.not_ready())
         if request.query_params.get("deep", "0") not in ("", "0", "false"):
             try:
-                await self._generate_one()
+                await self._try_out()
             except TimeoutError:
                 message = f"no token within {_DEEP_TIMEOUT_S:g} s"
                 return self._refusal(HttpError(503, message, code="engine_unresponsive", retry_after_s=1))
@@ -68,6 +72,13 @@ class HealthEndpoints:
             "progress": round(progress, 3),
         }
         return json_response(body, error.status, error.headers)
+
+    async def _try_out(self) -> None:
+        """One trial at a time, and none so soon after a good one: this route asks nobody for a key."""
+        async with self._trial:
+            if time.monotonic() >= self._next_trial:
+                await self._generate_one()
+                self._next_trial = time.monotonic() + _DEEP_PERIOD_S
 
     async def _generate_one(self) -> None:
         params = SamplingParams(temperature=0.0, num_tokens_to_generate=1, ignore_eos=True)

@@ -18,6 +18,7 @@ MAX_NODES_PER_LEVEL = 10_000
 
 T = TypeVar("T", bound=msgspec.Struct)
 
+_CONTAINERS = frozenset({dict, list})
 _KEY = re.compile(rb'"\s*:')
 _MISSING = re.compile(r"Object missing required field `(.*?)`")
 _QUOTED = re.compile(r"`([^`]*)`")
@@ -99,12 +100,7 @@ def _check_shape(value: Any) -> int:
             break
         num_nodes = sum(len(node) for node in level if isinstance(node, dict))
         num_keys += num_nodes
-        level = [
-            child
-            for node in level
-            for child in (node.values() if isinstance(node, dict) else node)
-            if isinstance(child, (dict, list))
-        ]
+        level = [child for node in level for child in _containers_in(node)]
         if num_nodes + len(level) > MAX_NODES_PER_LEVEL:
             raise HttpError(
                 400, f"the body has more than {MAX_NODES_PER_LEVEL} fields on one level", code="invalid_json"
@@ -112,6 +108,13 @@ def _check_shape(value: Any) -> int:
     if level:
         raise HttpError(400, f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_json")
     return num_keys
+
+
+def _containers_in(node: dict[str, Any] | list[Any]) -> list[Any]:
+    children = node.values() if isinstance(node, dict) else node
+    if _CONTAINERS.isdisjoint(map(type, children)):  # hundreds of thousands of token ids are looked at quickly
+        return []
+    return [child for child in children if type(child) in _CONTAINERS]
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> None:

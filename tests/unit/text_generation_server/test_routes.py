@@ -1,7 +1,6 @@
 """The table of routes: every one of them asks for a key, except those that say whether the server lives."""
 
 import asyncio
-import re
 
 import httpx2
 import pytest
