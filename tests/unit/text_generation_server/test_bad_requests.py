@@ -59,6 +59,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "presence_penalty": {"presence_penalty": 3},
     "frequency_penalty": {"frequency_penalty": -3},
     "repetition_penalty": {"repetition_penalty": 0},
+    "repetition_penalty ": {"repetition_penalty": 5e-324},
     "logit_bias": {"logit_bias": {"x": 1}},
     "logit_bias ": {"logit_bias": {str(i): 1 for i in range(1025)}},
     "logit_bias  ": {"logit_bias": {"100000": 1}},
@@ -264,6 +265,14 @@ def test_a_prompt_of_megabytes_is_refused_before_it_is_tokenized(service: Servic
 def test_long_conversations_are_refused_before_they_are_rendered(service: Service, path: str) -> None:
     messages = [{"role": "user", "content": "hello world " * 10_000}] * 3
     assert check_error(service.post(path, {"messages": messages}), "messages")["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("is_streaming", [False, True])
+def test_fields_that_leave_no_token_to_choose_are_the_clients_mistake(service: Service, is_streaming: bool) -> None:
+    fields = {"allowed_token_ids": [7], "stop_token_ids": [7], "min_tokens": 2, "stream": is_streaming}
+    response = service.post("/v1/completions", {"prompt": "a", **fields})
+    assert response.status_code == 400
+    assert "forbid every possible one" in response.json()["error"]["message"]
 
 
 def test_errors_leave_nothing_behind(service: Service) -> None:
