@@ -162,7 +162,9 @@ def test_a_clients_mistake_is_not_logged_as_an_error(caplog: pytest.LogCaptureFi
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-@pytest.mark.parametrize("error", [QueueFullError("16 wait"), ServiceUnavailableError("paused"), DeadlineExceededError()])
+@pytest.mark.parametrize(
+    "error", [QueueFullError("16 wait"), ServiceUnavailableError("paused"), DeadlineExceededError()]
+)
 def test_a_refusal_under_load_is_no_line_in_the_log(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         raise error
