@@ -8,6 +8,11 @@ from typing import Any
 import httpx2
 import pytest
 
+from kilotron.config import ServeConfig
+from kilotron.sampling_params import SamplingParams
+from kilotron.text_generation_server.app import build_app
+from kilotron.text_generation_server.http_errors import HttpError
+from kilotron.text_generation_server.request_admission import Caller, PromptOptions, admit
 from serving import Service
 
 # reliability.md 1.2: what Megatron's handler answered with 500, or passed on to the engine.
@@ -273,6 +278,15 @@ def test_fields_that_leave_no_token_to_choose_are_the_clients_mistake(service: S
     response = service.post("/v1/completions", {"prompt": "a", **fields})
     assert response.status_code == 400
     assert "forbid every possible one" in response.json()["error"]["message"]
+
+
+def test_more_prompts_than_a_key_may_ever_have_under_way_are_no_matter_of_waiting(service: Service) -> None:
+    state = build_app(service.client, service.tokenizer, ServeConfig(max_concurrent_per_key=3), None).state
+    options = PromptOptions(params=SamplingParams(), default_max_tokens=1, add_special_tokens=True)
+    caller = Caller(owner="key", timeout_s=1.0, idempotency_key="")
+    assert len(asyncio.run(admit(state, ["a"] * 3, options, caller))) == 3
+    with pytest.raises(HttpError, match="4 prompts"):
+        asyncio.run(admit(state, ["a"] * 4, options, caller))
 
 
 def test_errors_leave_nothing_behind(service: Service) -> None:
