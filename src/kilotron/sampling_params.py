@@ -224,8 +224,6 @@ class SamplingParams:
     def _check_numbers(self) -> None:
         for name, low, high in _FLOAT_RANGES:
             _check_float(name, getattr(self, name), low, high)
-        if self.repetition_penalty <= 0:
-            raise SamplingParamsError(f"repetition_penalty must be above 0, not {self.repetition_penalty!r}")
         for name, least, most in _INT_RANGES:
             _check_int(name, getattr(self, name), least, most)
 
@@ -295,7 +293,7 @@ _FLOAT_RANGES = (
     ("min_p", 0.0, 1.0),
     ("presence_penalty", -2.0, 2.0),
     ("frequency_penalty", -2.0, 2.0),
-    ("repetition_penalty", 0.0, 100.0),
+    ("repetition_penalty", 0.001, 100.0),  # logits are divided by it, and must stay finite
 )
 _INT_RANGES = (
     ("top_k", 0, 2**31),

@@ -56,12 +56,11 @@ async def _serve(config: FrontendProcessConfig, link: ParentLink) -> None:
     listener = adopt_listening_socket(config.listening_fd)
     server = HttpServer(counter, HttpLimits(), listener, tls=tls, drain_timeout_s=1.0)
     terminated, should_stop = asyncio.Event(), asyncio.Event()
-    drain_s = max(options.drain_timeout_s - _LAST_WORDS_S, options.drain_timeout_s / 2)
     loop.add_signal_handler(signal.SIGTERM, terminated.set)
     await client.start()
     async with asyncio.TaskGroup() as group:
         completing = group.create_task(_complete(app, client, link))
-        group.create_task(_drain(app, client, server, terminated, should_stop, drain_s))
+        group.create_task(_drain(app, client, server, terminated, should_stop))
         await server.serve_until(should_stop)
         completing.cancel()
     if isinstance(app.state.renderer, TemplateWorker):
@@ -106,12 +105,16 @@ async def _drain(
     server: HttpServer,
     terminated: asyncio.Event,
     should_stop: asyncio.Event,
-    timeout_s: float,
 ) -> None:
-    """After SIGTERM: refuse what is new, at once, and stop when the last answer is out or time is up."""
+    """After SIGTERM: refuse what is new, at once, and stop when the last answer is out or time is up.
+
+    Requests that are not done by then end in an error, a little before the supervisor would kill this process.
+    """
     await terminated.wait()
     app.state.is_draining = True
-    if not await server.drain(timeout_s):
-        _log.warning("requests that did not finish within %g s are ended", timeout_s)
+    drain_timeout_s = app.state.config.drain_timeout_s
+    limit_s = drain_timeout_s - min(_LAST_WORDS_S, drain_timeout_s / 2)
+    if not await server.drain(limit_s):
+        _log.warning("requests that did not finish within %g s are ended", limit_s)
         client.abort_all(ServiceUnavailableError("the server is shutting down"))
     should_stop.set()

@@ -1,7 +1,7 @@
 """`kilotron serve`: an OpenAI-compatible HTTP server with engines behind it."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from kilotron.apis.process_configs import LogConfig
@@ -60,7 +60,7 @@ def serve(
     check_model_name(model)
     config = to_serve_config(listen, safety, load)
     options = engine.to_config()
-    tell: Callable[[str], None] = _note
+    tell: Callable[[str], None] = _tell
     if config.log_format == "json":
         log_to_stderr(LogConfig(format="json"), "supervisor")
         tell = _log.info
@@ -69,22 +69,17 @@ def serve(
 
     def make_events(url: str, names: list[str]) -> SupervisorEvents:
         tell(f"listening at {url}; loading")
-        return _ServeEvents(url, names, tell, has_tables=tell is _note, is_verbose=run.verbose)
+        return _ServeEvents(url, names, tell, has_tables=tell is _tell, is_verbose=run.verbose)
 
     end = run_service(model, engine.tokenizer, options, config, make_events)
     if end.error:
-        _note(f"error: {end.error}") if config.log_format == "text" else _log.error(end.error)
+        tell(f"error: {end.error}")
     return end.exit_code
 
 
-def _note(message: str) -> None:
-    """One line on standard error. Its reader may be gone, or stall: that must neither end a server nor hold it up."""
+def _tell(message: str) -> None:
+    """One line on standard error, whose reader may be gone or stalled: that must not end or stop a server."""
     write_line(STDERR_FD, f"kilotron: {message}")
-
-
-def _print_table(table: str) -> None:
-    for line in table.splitlines():
-        write_line(STDERR_FD, line)
 
 
 class _ServeEvents(SupervisorEvents):
@@ -137,12 +132,17 @@ class _ServeEvents(SupervisorEvents):
     def _print_tables(self, details: dict[str, Any]) -> None:
         if self._is_verbose:
             rows = [*details["decisions"], ("kernels", details["kernels"], "")]
-            _print_table(format_table(rows, ("option", "value", "why")))
+            _tell_table(rows, ("option", "value", "why"))
         phases = [(f"engine: {name}", f"{seconds:.3f}") for name, seconds, _ in details["load_phases"]]
         phases += [(f"{name} ready, since the command", f"{seconds:.3f}") for name, seconds in self._ready_at.items()]
-        _print_table(format_table(phases, ("phase", "seconds"), right=(1,)))
+        _tell_table(phases, ("phase", "seconds"), right=(1,))
         memory = [(name, format_bytes(num_bytes)) for name, num_bytes in details["memory"]]
-        _print_table(format_table(memory, ("memory of an engine", "bytes"), right=(1,)))
+        _tell_table(memory, ("memory of an engine", "bytes"), right=(1,))
+
+
+def _tell_table(rows: Iterable[Sequence[object]], header: Sequence[str], *, right: Sequence[int] = ()) -> None:
+    for line in format_table(rows, header, right=right).splitlines():
+        write_line(STDERR_FD, line)
 
 
 def _params(details: dict[str, Any]) -> SamplingParams:

@@ -204,8 +204,10 @@ class InferenceClient:
             return
         self._ticker.cancel()
         self._ticker = None
-        self._send(Farewell())  # which ends all that is under way
-        self._lose(ServiceUnavailableError("this client was closed"))
+        closed = ServiceUnavailableError("this client was closed")
+        self.abort_all(closed)
+        self._send(Farewell())
+        self._lose(closed)
         asyncio.get_running_loop().remove_reader(self._socket.fd)
         self._socket.close(linger_ms=200)
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kilotron.errors import ConfigError
+from kilotron.errors import ConfigError, KilotronError, NumericalError, SamplingParamsError
 from kilotron.kernels.interface import KernelBackend, TemperedRows
 from kilotron.sampling.log_probs import score_tokens
 from kilotron.sampling.logits_filters import Truncation, draw_truncated
@@ -38,7 +38,7 @@ class SampledTokens(NamedTuple):
     """Of the sampled tokens; None where not asked."""
     top_n: list[dict[int, float] | None]
     """Most likely ids and the sampled one; None where not asked."""
-    faults: dict[int, str]
+    faults: dict[int, KilotronError]
     """Row -> what is wrong with it. Its token id means nothing, its log-probs are None."""
 
 
@@ -116,12 +116,13 @@ class _Step:
         self._raw: tuple[Tensor, Tensor] | None = None  # rows and their logits before the edits
         self._log_probs: list[float | None] = [None] * len(slots)
         self._top_n: list[dict[int, float] | None] = [None] * len(slots)
-        self._faults: dict[int, str] = {}
+        self._faults: dict[int, KilotronError] = {}
         is_finite = np.isfinite(self._best.cpu().numpy())
         if not is_finite.all():
             for row in np.flatnonzero(~is_finite).tolist():
                 self._token_ids[row] = 0
-                self._faults[row] = f"the model's logits are not finite (their maximum is {self._best[row].item()})"
+                maximum = self._best[row].item()
+                self._faults[row] = NumericalError(f"the model's logits are not finite (their maximum is {maximum})")
 
     def result(self) -> SampledTokens:
         return SampledTokens(self._token_ids.tolist(), self._log_probs, self._top_n, self._faults)
@@ -143,7 +144,7 @@ class _Step:
         self._token_ids[rows] = ids.cpu().numpy()
         for row in rows[~torch.isfinite(best).cpu().numpy()].tolist():
             self._token_ids[row] = 0
-            self._faults[row] = (
+            self._faults[row] = SamplingParamsError(
                 "no token is left to choose from: the sampling parameters forbid every possible one "
                 f"(greatest logit after all filters: {self._best[row].item()})"
             )

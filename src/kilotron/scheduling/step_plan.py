@@ -6,6 +6,7 @@ Plain integers and Python values, so that a plan can be sent to other ranks. Kno
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from kilotron.errors import KilotronError
 from kilotron.sampling_params import SamplingParams
 
 
@@ -84,5 +85,5 @@ class StepResult:
     """Request id -> score of its new token, where asked."""
     prompt_scores: dict[int, TokenScores] = field(default_factory=dict)
     """Request id -> scores of its ScoreSpan's targets."""
-    faults: dict[int, str] = field(default_factory=dict)
+    faults: dict[int, KilotronError] = field(default_factory=dict)
     """Request id -> what went wrong with its row; its token means nothing."""

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from kilotron.errors import NumericalError
+from kilotron.errors import KilotronError, NumericalError
 from kilotron.inference_request import InferenceRequest
 from kilotron.model_inference_wrappers.abstract_model_inference_wrapper import AbstractModelInferenceWrapper
 from kilotron.models.inference_batch import InferenceBatch
@@ -94,7 +94,8 @@ class TextGenerationController:
         if request_id in result.prompt_scores:
             progress.add_prompt_scores(result.prompt_scores[request_id])
         if request_id in result.faults:
-            progress.finish("error", NumericalError(f"request {request_id}: {result.faults[request_id]}"))
+            fault = result.faults[request_id]
+            progress.finish("error", type(fault)(f"request {request_id}: {fault}"))
             return progress.request
         if request_id in result.scores:
             progress.add_scores(result.scores[request_id])
@@ -114,7 +115,7 @@ class TextGenerationController:
 
     def _sample(self, plan: StepPlan, logits: Tensor, num_samples: int) -> StepResult:
         prompt_scores: dict[int, TokenScores] = {}
-        faults: dict[int, str] = {}
+        faults: dict[int, KilotronError] = {}
         if num_samples < len(logits):
             prompt_scores, faults = self._score_prompts(plan, logits[num_samples:])
             logits = logits[:num_samples]
@@ -129,13 +130,13 @@ class TextGenerationController:
         for row, log_prob, top_n in zip(rows, sampled.log_probs, sampled.top_n, strict=True):
             if log_prob is not None:
                 scores[row.request_id] = TokenScores([log_prob], None if top_n is None else [top_n])
-        faults |= {rows[index].request_id: message for index, message in sampled.faults.items()}
+        faults |= {rows[index].request_id: fault for index, fault in sampled.faults.items()}
         return StepResult(sampled.token_ids, scores, prompt_scores, faults)
 
-    def _score_prompts(self, plan: StepPlan, logits: Tensor) -> tuple[dict[int, TokenScores], dict[int, str]]:
+    def _score_prompts(self, plan: StepPlan, logits: Tensor) -> tuple[dict[int, TokenScores], dict[int, KilotronError]]:
         """Log-probabilities of prompt tokens, by request; rows with numbers that are not finite are faults."""
         scores: dict[int, TokenScores] = {}
-        faults: dict[int, str] = {}
+        faults: dict[int, KilotronError] = {}
         first = 0
         for row in plan.rows:
             if row.score is None:
@@ -144,7 +145,7 @@ class TextGenerationController:
             first += len(row.score.targets)
             log_probs, top_n = self._sampler.score(part, row.score.targets, row.score.top_n)
             if any(map(math.isnan, log_probs)):
-                faults[row.request_id] = "the model's logits for the prompt are not finite"
+                faults[row.request_id] = NumericalError("the model's logits for the prompt are not finite")
             else:
                 scores[row.request_id] = TokenScores(log_probs, top_n)
         return scores, faults

@@ -32,7 +32,7 @@ from kilotron.text_generation_server.completion_request import CompletionRequest
 from kilotron.text_generation_server.completions import CompletionsEndpoint
 from kilotron.text_generation_server.health import HealthEndpoints, package_version
 from kilotron.text_generation_server.http_exchange import App, Message, Receive, Scope, Send
-from kilotron.text_generation_server.legacy_api import LegacyEndpoint, LegacyResponse
+from kilotron.text_generation_server.legacy_api import LegacyEndpoint, LegacyRequest, LegacyResponse
 from kilotron.text_generation_server.metrics import MetricsEndpoint
 from kilotron.text_generation_server.models import ModelsEndpoints
 from kilotron.text_generation_server.openapi import ApiRoute, OpenApiEndpoint
@@ -146,6 +146,7 @@ def generation_routes(state: ServerState) -> list[ApiRoute]:
             method="PUT",
             endpoint=legacy.generate,
             summary="Megatron's older generation route.",
+            request=LegacyRequest,
             response=LegacyResponse,
         ),
     ]

@@ -21,7 +21,6 @@ _RESERVED_VARIABLES = frozenset(
 )  # fmt: skip
 
 _MESSAGE_SCHEMA = {
-    "type": "object",
     "properties": {
         "role": {"type": "string", "enum": list(_ROLES)},
         "content": {
@@ -29,6 +28,7 @@ _MESSAGE_SCHEMA = {
                 {"type": "string"},
                 {
                     "type": "array",
+                    "minItems": 1,
                     "maxItems": MAX_CONTENT_PARTS,
                     "items": {
                         "type": "object",
@@ -41,15 +41,14 @@ _MESSAGE_SCHEMA = {
     },
     "required": ["role", "content"],
 }
+# At the item, since msgspec's own "items" would replace one beside it.
+Message = Annotated[dict[str, Any], Meta(extra_json_schema=_MESSAGE_SCHEMA)]
 
 
 class ChatRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True):
     """OpenAI's fields and vLLM's; docs/http-api.md has them all."""
 
-    messages: Annotated[
-        list[dict[str, Any]],
-        Meta(min_length=1, max_length=MAX_MESSAGES, extra_json_schema={"items": _MESSAGE_SCHEMA}),
-    ]
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
     logprobs: bool | None = None
     top_logprobs: NumLogprobs | None = None

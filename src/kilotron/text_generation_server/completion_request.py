@@ -11,25 +11,29 @@ MAX_PROMPTS = 256
 MAX_CHOICES_OF_CALL = 1024
 DEFAULT_MAX_TOKENS = 16
 
-_PROMPT_SCHEMA = {
-    "anyOf": [
-        {"type": "string"},
-        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_PROMPTS},
-        {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
-        {
-            "type": "array",
-            "items": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+_TEXT = {"type": "string", "minLength": 1}
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+# At the members of the union, since msgspec's own "anyOf" would replace one beside it.
+_Text = Annotated[str, Meta(extra_json_schema={"minLength": 1})]
+_Prompts = Annotated[
+    list[Any],
+    Meta(
+        extra_json_schema={
             "minItems": 1,
-            "maxItems": MAX_PROMPTS,
-        },
-    ]
-}
+            "anyOf": [
+                {"items": _TEXT, "maxItems": MAX_PROMPTS},
+                {"items": _IDS["items"]},
+                {"items": _IDS, "maxItems": MAX_PROMPTS},
+            ],
+        }
+    ),
+]
 
 
 class CompletionRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True):
     """OpenAI's fields and vLLM's; docs/http-api.md has them all."""
 
-    prompt: Annotated[str | list[Any], Meta(extra_json_schema=_PROMPT_SCHEMA)]
+    prompt: _Text | _Prompts
     echo: bool | None = None
     logprobs: NumLogprobs | None = None
 

@@ -3,10 +3,9 @@ is still an ordinary error response."""
 
 import asyncio
 import logging
-from http import HTTPStatus
 from typing import Self
 
-from kilotron.text_generation_server.http_errors import http_error_of
+from kilotron.text_generation_server.http_errors import http_error_of, is_for_the_log
 from kilotron.text_generation_server.http_exchange import Headers, Send
 
 _log = logging.getLogger(__name__)
@@ -49,10 +48,10 @@ class EventStream:
             self._keeper.cancel()
         if error is None or not isinstance(error, Exception) or not self._has_started:
             return False
-        known = http_error_of(error)
-        if known.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        if is_for_the_log(error):
             _log.error("a stream failed", exc_info=error)
-        await self._send({"type": "http.response.body", "body": known.to_event(), "more_body": False})
+        event = http_error_of(error).to_event()
+        await self._send({"type": "http.response.body", "body": event, "more_body": False})
         return True
 
     async def put(self, events: bytes) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
 from kilotron.text_generation_server.authentication import is_admin_path
-from kilotron.text_generation_server.http_errors import HttpError, http_error_of, http_error_of_status
+from kilotron.text_generation_server.http_errors import HttpError, http_error_of, http_error_of_status, is_for_the_log
 from kilotron.text_generation_server.http_limits import HttpLimits
 
 logger = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ class Exchange:
             logger.debug("request %s ended without its client", self._request_id.decode(), exc_info=failure)
             return
         error = self._fault or (None if failure is None else http_error_of(failure))
-        if failure is not None and not isinstance(failure, HttpError) and (error is None or error.status >= 500):
+        if failure is not None and self._fault is None and is_for_the_log(failure):
             logger.error("request %s failed", self._request_id.decode(), exc_info=failure)
         if self._has_started:
             return  # uvicorn closes the connection if the response is incomplete, and the client sees it cut off

@@ -186,6 +186,14 @@ def http_error_of(error: BaseException) -> HttpError:
     )
 
 
+def is_for_the_log(failure: BaseException) -> bool:
+    """Whether an operator should see where an exception came from: not for mistakes of clients, and not for requests
+    that are refused or ended because of load, a deadline or a restart, of which there may be thousands a second."""
+    if isinstance(failure, HttpError):
+        return False
+    return isinstance(failure, MemoryError) or http_error_of(failure).status == HTTPStatus.INTERNAL_SERVER_ERROR
+
+
 _STATUS_ERRORS: dict[int, tuple[str, str]] = {
     400: ("bad_request", "The request is malformed."),
     401: ("invalid_api_key", "A valid API key is needed."),

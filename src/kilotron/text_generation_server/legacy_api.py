@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -22,12 +22,29 @@ from kilotron.text_generation_server.server_state import ServerState, owner_of
 from kilotron.tokenization.prompt_text import tokenize_prompt
 
 _MAX_PROMPTS = 128
+_DEFAULT_LENGTH = 64
+_MAX_TOP_K = 1000
 _RENAMED = {
     "max_len": "max_len is no longer used.  Replace with tokens_to_generate",
     "sentences": "sentences is no longer used.  Replace with prompts",
     "beam_width": "Beam search is no longer supported.",
 }
 _SWITCHES = ("logprobs", "add_BOS", "stop_on_double_eol", "stop_on_eol", "prevent_newline_after_colon", "no_log")
+
+
+class LegacyRequest(msgspec.Struct, kw_only=True):
+    """What the description says of a body; the checks are those below, with Megatron's messages."""
+
+    prompts: Annotated[list[str], Meta(min_length=1, max_length=_MAX_PROMPTS)]
+    tokens_to_generate: Annotated[int, Meta(ge=0)] = _DEFAULT_LENGTH
+    temperature: Annotated[float, Meta(gt=0, le=100)] = 1.0
+    top_k: Annotated[int, Meta(ge=0, le=_MAX_TOP_K)] = 0
+    top_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    random_seed: Annotated[int, Meta(ge=-1, le=2**63 - 1)] = -1
+    logprobs: bool = False
+    add_BOS: bool = False  # noqa: N815 - Megatron's
+    stop_on_double_eol: bool = False
+    stop_on_eol: bool = False
 
 
 class LegacyResponse(msgspec.Struct):
@@ -137,7 +154,7 @@ def _checked_params(body: Mapping[str, Any]) -> SamplingParams:
 
 
 def _checked_length(body: Mapping[str, Any]) -> int:
-    num_tokens = body.get("tokens_to_generate", 64)
+    num_tokens = body.get("tokens_to_generate", _DEFAULT_LENGTH)
     if type(num_tokens) is not int:
         raise _wrong("tokens_to_generate", "tokens_to_generate must be an integer greater than 0", code="invalid_type")
     if num_tokens < 0:
@@ -156,7 +173,7 @@ def _checked_temperature(body: Mapping[str, Any]) -> float:
 
 def _checked_filters(body: Mapping[str, Any]) -> tuple[int, float]:
     top_k, top_p = body.get("top_k", 0), body.get("top_p", 0.0)
-    if type(top_k) is not int or not 0 <= top_k <= 1000:
+    if type(top_k) is not int or not 0 <= top_k <= _MAX_TOP_K:
         raise _wrong("top_k", "top_k must be an integer equal to or greater than 0 and less than or equal to 1000")
     if not _is_number(top_p) or not 0 <= top_p <= 1:
         raise _wrong("top_p", "top_p must be a positive float less than or equal to 1.0")

@@ -84,6 +84,10 @@ async def admit(
     Raises:
         HttpError: (or a KilotronError) 400; a prompt is empty, too long, or has unknown ids.
     """
+    limit = state.config.max_concurrent_per_key
+    if caller.owner and len(prompts) > limit:  # waiting would not help, so it is no 429
+        message = f"{path} holds {len(prompts)} prompts; a key may have {limit} under way, so send fewer at a time"
+        raise HttpError(400, message, param=path, code="invalid_value")
     admitted = []
     for index, prompt in enumerate(prompts):
         place = path if len(prompts) == 1 else f"{path}[{index}]"

@@ -2,7 +2,7 @@
 
 import asyncio
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kilotron.text_generation_server.chat_prompt import ChatPrompts, Conversation
-from kilotron.text_generation_server.chat_request import MAX_MESSAGES, checked_messages
+from kilotron.text_generation_server.chat_request import MAX_MESSAGES, Message, checked_messages
 from kilotron.text_generation_server.http_errors import HttpError
 from kilotron.text_generation_server.json_response import json_response, read_struct
 from kilotron.text_generation_server.sampling_fields import TokenId
@@ -24,7 +24,7 @@ class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)] | None = None
     add_special_tokens: bool | None = None
     """Default: true for a text, false for a conversation."""
     add_generation_prompt: bool = True

@@ -39,6 +39,7 @@ class RawPeer:
     def __init__(self, credentials: Credentials, role: Role = "client") -> None:
         self.credentials = credentials
         self.role = role
+        self.incarnation = ""
         self._dealer = DealerSocket(credentials)
         self._decoder = ENGINE_DECODER if role in ("engine", "pulse") else CLIENT_DECODER
 
@@ -54,6 +55,7 @@ class RawPeer:
         self._dealer.send(encode(message))
 
     def hello(self, incarnation: str, pid: int = 0) -> None:
+        self.incarnation = incarnation
         self.say(hello_of(self.role, incarnation, pid, self.credentials))
         self.wait_for(Welcome)
 
@@ -69,16 +71,14 @@ class RawPeer:
                 return message
         raise TimeoutError(f"no {kind.__name__} within {timeout_s} s")
 
+    def status(self) -> ServiceStatus:
+        """The next one."""
+        return self.wait_for(ServiceStatus)
+
     def wait_until_ready(self, timeout_s: float = PATIENCE_S) -> None:
-        """Until a status says that a request would be run, or no longer so."""
-        self._wait_for_readiness(timeout_s, is_ready=True)
-
-    def wait_until_unready(self, timeout_s: float = PATIENCE_S) -> None:
-        self._wait_for_readiness(timeout_s, is_ready=False)
-
-    def _wait_for_readiness(self, timeout_s: float, *, is_ready: bool) -> None:
+        """Until a status says that a request would be run."""
         end = time.monotonic() + timeout_s
-        while self.wait_for(ServiceStatus, max(end - time.monotonic(), 0.001)).is_ready != is_ready:
+        while not self.wait_for(ServiceStatus, max(end - time.monotonic(), 0.001)).is_ready:
             pass
 
     def received(self, kind: type[M]) -> list[M]:
@@ -137,6 +137,9 @@ class RunningCoordinator:
     def replica(self) -> RawReplica:
         self._number += 1
         self._peers.append(replica := RawReplica(self.credentials, self._number))
+        watcher, incarnation = self.client(), replica.engine.incarnation
+        while not any(row.incarnation == incarnation and row.phase == "ready" for row in watcher.status().replicas):
+            pass
         return replica
 
     def close(self) -> None:

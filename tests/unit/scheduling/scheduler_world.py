@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from kilotron.contexts.request_table import RequestTable
-from kilotron.errors import RequestNeverFitsError
+from kilotron.errors import KilotronError, NumericalError, RequestNeverFitsError
 from kilotron.inference_request import InferenceRequest, RequestTimings, Status
 from kilotron.sampling_params import SamplingParams
 from kilotron.scheduling.block_allocator import DynamicBlockAllocator
@@ -199,9 +199,9 @@ class SchedulerWorld:
         plan = self._plan()
         if plan is None:
             return None
-        faults = {}
+        faults: dict[int, KilotronError] = {}
         for row in _named(plan.rows, faulty):
-            faults[row.request_id] = "it is not a number"
+            faults[row.request_id] = NumericalError("it is not a number")
             self.cache.spoil(row)
         ended = set(faults)
         new_tokens = []

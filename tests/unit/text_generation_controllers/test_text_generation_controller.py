@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fakes import FailingWrapper, ScriptedWrapper, make_scripted_engine
-from kilotron.errors import InvalidRequestError, NumericalError
+from kilotron.errors import InvalidRequestError, NumericalError, SamplingParamsError
 from kilotron.models.inference_batch import InferenceBatch
 from kilotron.sampling.sampler import SampledTokens
 from kilotron.sampling_params import SamplingParams
@@ -113,7 +113,7 @@ def test_logits_that_are_not_numbers_fail_their_row_only(fields: dict[str, Any])
 def test_parameters_that_leave_no_token_fail_the_request_with_the_reason() -> None:
     params = SamplingParams(max_tokens=2, allowed_token_ids=[7], bad_words=["\x07"])
     bad, good = make_scripted_engine().generate(["a", "b"], [params, GREEDY])
-    assert isinstance(bad.error, NumericalError)
+    assert isinstance(bad.error, SamplingParamsError)
     assert "forbid every possible one" in str(bad.error)
     assert good.generated_text == "cde"
 

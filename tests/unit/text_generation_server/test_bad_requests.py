@@ -8,6 +8,11 @@ from typing import Any
 import httpx2
 import pytest
 
+from kilotron.config import ServeConfig
+from kilotron.sampling_params import SamplingParams
+from kilotron.text_generation_server.app import build_app
+from kilotron.text_generation_server.http_errors import HttpError
+from kilotron.text_generation_server.request_admission import Caller, PromptOptions, admit
 from serving import Service
 
 # reliability.md 1.2: what Megatron's handler answered with 500, or passed on to the engine.
@@ -59,6 +64,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "presence_penalty": {"presence_penalty": 3},
     "frequency_penalty": {"frequency_penalty": -3},
     "repetition_penalty": {"repetition_penalty": 0},
+    "repetition_penalty ": {"repetition_penalty": 5e-324},
     "logit_bias": {"logit_bias": {"x": 1}},
     "logit_bias ": {"logit_bias": {str(i): 1 for i in range(1025)}},
     "logit_bias  ": {"logit_bias": {"100000": 1}},
@@ -264,6 +270,23 @@ def test_a_prompt_of_megabytes_is_refused_before_it_is_tokenized(service: Servic
 def test_long_conversations_are_refused_before_they_are_rendered(service: Service, path: str) -> None:
     messages = [{"role": "user", "content": "hello world " * 10_000}] * 3
     assert check_error(service.post(path, {"messages": messages}), "messages")["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("is_streaming", [False, True])
+def test_fields_that_leave_no_token_to_choose_are_the_clients_mistake(service: Service, is_streaming: bool) -> None:
+    fields = {"allowed_token_ids": [7], "stop_token_ids": [7], "min_tokens": 2, "stream": is_streaming}
+    response = service.post("/v1/completions", {"prompt": "a", **fields})
+    assert response.status_code == 400
+    assert "forbid every possible one" in response.json()["error"]["message"]
+
+
+def test_more_prompts_than_a_key_may_ever_have_under_way_are_no_matter_of_waiting(service: Service) -> None:
+    state = build_app(service.client, service.tokenizer, ServeConfig(max_concurrent_per_key=3), None).state
+    options = PromptOptions(params=SamplingParams(), default_max_tokens=1, add_special_tokens=True)
+    caller = Caller(owner="key", timeout_s=1.0, idempotency_key="")
+    assert len(asyncio.run(admit(state, ["a"] * 3, options, caller))) == 3
+    with pytest.raises(HttpError, match="4 prompts"):
+        asyncio.run(admit(state, ["a"] * 4, options, caller))
 
 
 def test_errors_leave_nothing_behind(service: Service) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kilotron.errors import NumericalError
+from kilotron.errors import DeadlineExceededError, NumericalError, QueueFullError, ServiceUnavailableError
 from kilotron.text_generation_server.guard import LOOPBACK_HOSTS, Guard
 from kilotron.text_generation_server.http_errors import HttpError
 from kilotron.text_generation_server.http_limits import HttpLimits
@@ -160,6 +160,17 @@ def test_a_clients_mistake_is_not_logged_as_an_error(caplog: pytest.LogCaptureFi
 
     assert handle(app).status == 400
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    "error", [QueueFullError("16 wait"), ServiceUnavailableError("paused"), DeadlineExceededError()]
+)
+def test_a_refusal_under_load_is_no_line_in_the_log(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise error
+
+    assert handle(app).status in (503, 504)
+    assert not caplog.records
 
 
 def test_the_application_is_cancelled_when_the_client_leaves_and_its_cleanup_runs() -> None:

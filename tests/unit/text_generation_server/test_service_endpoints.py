@@ -285,6 +285,16 @@ def test_the_description_covers_every_route(service: Service) -> None:
     assert chat["required"] == ["messages"]
 
 
+def test_the_description_says_what_messages_and_prompts_look_like(service: Service) -> None:
+    schemas = service.get("/openapi.json").json()["components"]["schemas"]
+    for name in ("ChatRequest", "TokenizeRequest"):
+        assert "'required': ['role', 'content']" in str(schemas[name]["properties"]["messages"])
+    text, many = schemas["CompletionRequest"]["properties"]["prompt"]["anyOf"]
+    assert text == {"type": "string", "minLength": 1}
+    assert (many["type"], many["minItems"], len(many["anyOf"])) == ("array", 1, 3)
+    assert schemas["LegacyRequest"]["required"] == ["prompts"]
+
+
 def test_without_a_chat_template_chat_says_so(service: Service) -> None:
     app = build_app(service.client, service.tokenizer, ServeConfig(), None)
     assert app.state.renderer is None
