@@ -21,7 +21,7 @@ from service.http_calls import Answer, Call, ask
 
 SOURCE = Path(__file__).parents[2] / "src"
 PATIENCE_S = 60.0
-HEARTBEAT_S = 0.5
+HEARTBEAT_S = 1.0  # two of them are more than a loaded machine lets a process wait
 _LOOK_PERIOD_S = 0.01
 PROGRAM = (sys.executable, "-m", "kilotron", "serve")
 _ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("KILOTRON_")} | {
@@ -109,6 +109,17 @@ class RunningService:
         child = self.children(role)[index]
         child.send_signal(number)
         return int(child.pid)
+
+    def wait_replaced(self, pid: int, role: str = "engine", timeout_s: float = PATIENCE_S) -> None:
+        """Returns when all of a role are ready again after one was killed."""
+        number = len({child.pid for child in self.children(role)} | {pid})
+
+        def is_so() -> bool:
+            pids = {child.pid for child in self.children(role)}
+            return pid not in pids and len(pids) == number
+
+        wait_for(is_so, timeout_s, f"another {role}")
+        self.wait_ready(number if role == "engine" else 1, timeout_s)
 
     def wait_for_orphans(self, timeout_s: float) -> float:
         """Seconds until every process that was ever seen is gone."""
