@@ -74,6 +74,7 @@ class RunningService:
         self._seen: set[psutil.Process] = set()
         self._port = port
         self.key = ""
+        self.num_replicas = 1
 
     # What it says
 
@@ -110,16 +111,15 @@ class RunningService:
         child.send_signal(number)
         return int(child.pid)
 
-    def wait_replaced(self, pid: int, role: str = "engine", timeout_s: float = PATIENCE_S) -> None:
-        """Returns when all of a role are ready again after one was killed."""
-        number = len({child.pid for child in self.children(role)} | {pid})
+    def wait_replaced(self, pid: int, timeout_s: float = PATIENCE_S) -> None:
+        """Returns when all replicas are ready again after this engine was killed."""
 
         def is_so() -> bool:
-            pids = {child.pid for child in self.children(role)}
-            return pid not in pids and len(pids) == number
+            pids = {child.pid for child in self.children("engine")}
+            return pid not in pids and len(pids) == self.num_replicas
 
-        wait_for(is_so, timeout_s, f"another {role}")
-        self.wait_ready(number if role == "engine" else 1, timeout_s)
+        wait_for(is_so, timeout_s, "another engine")
+        self.wait_ready(self.num_replicas, timeout_s)
 
     def wait_for_orphans(self, timeout_s: float) -> float:
         """Seconds until every process that was ever seen is gone."""
@@ -224,7 +224,7 @@ _WORK = ("num_requests_in_flight", "num_requests_running", "num_requests_waiting
 def running(*options: str, num_replicas: int = 1, key: str = "", **how: Any) -> Iterator[RunningService]:
     """A service that is ready. If it still runs in the end, SIGTERM must end it well."""
     service = RunningService("--data-parallel-size", str(num_replicas), *options, **how)
-    service.key = key
+    service.key, service.num_replicas = key, num_replicas
     try:
         service.wait_ready(num_replicas)
         if "stderr" not in how:  # one front end has answered; this tells of all
