@@ -14,8 +14,7 @@ import pytest
 from fakes import TINY_OPTIONS, make_model
 from kilotron.apis.async_llm import MegatronAsyncLLM
 from kilotron.apis.llm import MegatronLLM
-from kilotron.config import ServeConfig
-from kilotron.coordinator.wire import KVMode
+from kilotron.config import KVMode, ServeConfig
 from kilotron.errors import (
     ConfigError,
     EngineClosedError,

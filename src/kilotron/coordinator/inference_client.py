@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any, Literal, TypeVar
 
 from kilotron.async_stream import AsyncStream
+from kilotron.config import KVMode
 from kilotron.coordinator.credentials import Credentials
 from kilotron.coordinator.request_errors import from_wire
 from kilotron.coordinator.service_client import OutputStream, join_batches
@@ -32,7 +33,6 @@ from kilotron.coordinator.wire import (
     Failure,
     Farewell,
     Hello,
-    KVMode,
     Message,
     MetricsAnswer,
     MetricsQuery,

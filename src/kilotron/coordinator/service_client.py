@@ -3,11 +3,11 @@
 from typing import Any, Protocol, TypeAlias
 
 from kilotron.async_stream import AsyncStream
+from kilotron.config import KVMode
 from kilotron.coordinator.submissions import join_outputs
 from kilotron.coordinator.wire import (
     ControlAnswer,
     EngineFacts,
-    KVMode,
     MetricsAnswer,
     Output,
     ServiceStatus,
