@@ -58,7 +58,7 @@ def test_without_a_compiler_the_wheel_is_built_all_the_same(tmp_path: Path) -> N
 def test_an_engine_in_ones_own_process_needs_no_package_of_the_server() -> None:
     code = """
 import sys
-sys.modules |= dict.fromkeys(["zmq", "msgspec", "starlette", "uvicorn", "prometheus_client", "cyclopts"])
+sys.modules |= dict.fromkeys(["zmq", "starlette", "uvicorn", "prometheus_client", "cyclopts"])
 from kilotron import MegatronLLM
 with MegatronLLM(kernels="reference", num_threads=1) as llm:
     print(len(llm.generate("Once upon a time")[0].generated_tokens) > 0)
