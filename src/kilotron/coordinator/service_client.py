@@ -21,7 +21,7 @@ raises the KilotronError that ended the request. Leaving it early aborts the req
 
 
 class ServiceClient(Protocol):
-    """`InferenceClient` (over ZMQ) and `LocalClient` (an engine in this process). Used in one event loop."""
+    """`CoordinatorConnection` (over ZMQ) and `LocalClient` (an engine in this process). Used in one event loop."""
 
     @property
     def status(self) -> ServiceStatus:
