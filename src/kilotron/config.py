@@ -6,11 +6,14 @@ Knows the model and the machine only as the numbers in `ModelFacts` and `Machine
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from kilotron.errors import ConfigError
 
 GIB = 1 << 30
+
+KVMode = Literal["persist", "offload", "recompute"]
+"""What becomes of the KV cache while an engine is suspended."""
 MOST_QUEUED_TOKENS = 1 << 40
 
 _DTYPES: tuple[str, ...] = ("auto", "float32", "bfloat16", "float16")

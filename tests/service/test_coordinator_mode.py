@@ -14,14 +14,17 @@ import pytest
 from fakes import TINY_OPTIONS, make_model
 from kilotron.apis.async_llm import MegatronAsyncLLM
 from kilotron.apis.llm import MegatronLLM
-from kilotron.config import ServeConfig
-from kilotron.coordinator.wire import KVMode
+from kilotron.config import KVMode, ServeConfig
+from kilotron.coordinator.credentials import Credentials
+from kilotron.coordinator.inference_client import InferenceClient
 from kilotron.errors import (
     ConfigError,
     EngineClosedError,
     InvalidRequestError,
     LifecycleError,
+    ProtocolError,
     SamplingParamsError,
+    ServiceUnavailableError,
 )
 from kilotron.sampling_params import SamplingParams
 from kilotron.tokenization import ByteTokenizer
@@ -224,3 +227,45 @@ def test_asynchronous_callers_have_the_same(direct: MegatronLLM) -> None:
             assert (await llm.generate("one", GREEDY)).generated_text == expected[0]  # type: ignore[union-attr]
 
     asyncio.run(story())
+
+
+def test_other_programs_reach_the_engines_with_a_client(direct: MegatronLLM) -> None:
+    async def story(llm: MegatronLLM) -> None:
+        async with InferenceClient(llm.credentials, ByteTokenizer()) as client:
+            futures = [client.add_request(prompt, GREEDY) for prompt in PROMPTS]
+            texts = [(await future).generated_text for future in futures]
+            assert texts == [request.generated_text for request in direct.generate(PROMPTS, GREEDY)]
+            assert "".join([item.text async for item in client.add_request_streaming("one", GREEDY)]) == texts[0]
+            with pytest.raises(InvalidRequestError):
+                client.add_request([999], GREEDY)
+            with pytest.raises(LifecycleError):
+                await client.suspend_engines()
+            await client.pause_engines()
+            waiting = client.add_request("one", GREEDY)
+            await asyncio.sleep(0)  # so that it is sent; a suspended service would refuse it
+            await client.suspend_engines("recompute")
+            await client.resume_engines()
+            await client.unpause_engines()
+            assert (await waiting).generated_text == texts[0]
+        with pytest.raises(ServiceUnavailableError):
+            await client.add_request_streaming("one", GREEDY).__anext__()
+
+    with make_local() as llm:
+        asyncio.run(story(llm))
+
+
+def test_a_client_without_the_credentials_gets_nowhere(tmp_path: Path) -> None:
+    async def story(credentials: Credentials) -> None:
+        wrong = Credentials(address=credentials.address, secret="0" * 64)
+        with pytest.raises(ProtocolError):
+            await InferenceClient(wrong).start(connect_timeout_s=10)
+
+    with make_local() as llm:
+        asyncio.run(story(llm.credentials))
+        file = tmp_path / "credentials"
+        file.write_bytes(llm.credentials.to_json())
+        file.chmod(0o644)
+        with pytest.raises(ConfigError, match="chmod 600"):
+            Credentials.from_file(file)
+        file.chmod(0o600)
+        assert Credentials.from_file(file) == llm.credentials

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kilotron.config import MOST_QUEUED_TOKENS, InferenceConfig, ResolvedConfig, ServeConfig
-from kilotron.coordinator.credentials import Credentials
 from kilotron.errors import ConfigError, LifecycleError
 from kilotron.sampling_params import SamplingParams
 from kilotron.tokenization import Tokenizer
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from kilotron.apis.direct_mode import DirectMode
     from kilotron.apis.load_phases import LoadPhase
     from kilotron.contexts.dynamic_context import DynamicInferenceContext
+    from kilotron.coordinator.credentials import Credentials
     from kilotron.engines.dynamic_engine import DynamicInferenceEngine
     from kilotron.text_generation_controllers.text_generation_controller import TextGenerationController
     from kilotron.trace import Trace
@@ -77,7 +77,7 @@ class BaseLLM:
         return self._assembly.trace
 
     @property
-    def credentials(self) -> Credentials:
+    def credentials(self) -> "Credentials":
         """What another program needs to reach this one's coordinator with an `InferenceClient`. Keep them secret.
 
         Raises:

@@ -18,11 +18,11 @@ from kilotron.apis.process_configs import LogConfig
 from kilotron.apis.progress import RequestProgressBar
 from kilotron.apis.service_specs import coordinator_spec, engine_specs, frontend_specs
 from kilotron.async_stream import AsyncStream
-from kilotron.config import InferenceConfig, ServeConfig
+from kilotron.config import InferenceConfig, KVMode, ServeConfig
 from kilotron.coordinator.credentials import Credentials
 from kilotron.coordinator.remote_requests import RemoteRequests
 from kilotron.coordinator.run_folder import RunFolder
-from kilotron.coordinator.wire import EngineFacts, KVMode, Verb
+from kilotron.coordinator.wire import EngineFacts, Verb
 from kilotron.engines.request_intake import Prompt
 from kilotron.errors import ConfigError, EngineClosedError, KilotronError
 from kilotron.inference_request import InferenceRequest

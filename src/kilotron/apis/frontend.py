@@ -10,7 +10,7 @@ from typing import Any
 from kilotron.apis.process_configs import FrontendProcessConfig
 from kilotron.apis.service import adopt_listening_socket
 from kilotron.config import ServeConfig
-from kilotron.coordinator.inference_client import InferenceClient
+from kilotron.coordinator.coordinator_connection import CoordinatorConnection
 from kilotron.coordinator.parent_link import ParentLink
 from kilotron.errors import ServiceUnavailableError
 from kilotron.text_generation_server.app import Application, ResponseCounter, build_app
@@ -46,7 +46,7 @@ def _allow_many_connections() -> None:
 async def _serve(config: FrontendProcessConfig, link: ParentLink) -> None:
     options = ServeConfig(**config.options)
     loop = asyncio.get_running_loop()
-    client = InferenceClient(config.credentials, role="controller")
+    client = CoordinatorConnection(config.credentials, role="controller")
     app = build_app(client, None, options, None)
     app.state.is_complete = False  # until it is known which tokenizer the engines have
     counter = ResponseCounter(_protect(app, config, options), client, has_access_log=options.access_log)
@@ -83,7 +83,7 @@ def _protect(app: Application, config: FrontendProcessConfig, options: ServeConf
     )
 
 
-async def _complete(app: Application, client: InferenceClient, link: ParentLink) -> None:
+async def _complete(app: Application, client: CoordinatorConnection, link: ParentLink) -> None:
     """Loads the tokenizer once the engines have told which one, and brings up what renders its chat template."""
     while client.facts is None:
         await client.wait_for_change()
@@ -101,7 +101,7 @@ async def _complete(app: Application, client: InferenceClient, link: ParentLink)
 
 async def _drain(
     app: Application,
-    client: InferenceClient,
+    client: CoordinatorConnection,
     server: HttpServer,
     terminated: asyncio.Event,
     should_stop: asyncio.Event,

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from kilotron.apis.base_llm import BaseLLM, Conversation, Params, choose_config, choose_coordinator
 from kilotron.apis.prompts import as_prompts, chat_prompts, scoring_params
-from kilotron.config import InferenceConfig, ServeConfig
-from kilotron.coordinator.wire import KVMode
+from kilotron.config import InferenceConfig, KVMode, ServeConfig
 from kilotron.engines.request_intake import Prompt
 from kilotron.inference_request import InferenceRequest
 from kilotron.sampling_params import SamplingParams

@@ -11,6 +11,7 @@ from kilotron.apis.collector_pause import collector_paused
 with collector_paused():
     from kilotron.apis.assembly import Assembly, assemble
     from kilotron.apis.engine_facts import read_engine_facts
+    from kilotron.kernels.registry import device_of_replica
 from kilotron.apis.process_configs import EngineProcessConfig
 from kilotron.config import InferenceConfig
 from kilotron.coordinator.engine_worker import EngineWorker
@@ -26,6 +27,7 @@ def load_replica(
         KilotronError: the model cannot be loaded, or not with these options.
     """
     options = InferenceConfig(**config.options)
+    options = replace(options, device=device_of_replica(options.device, config.index))
     if options.num_threads is None:
         if config.cpus is not None:
             options = replace(options, num_threads=len(config.cpus))

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
+from kilotron.config import KVMode
 from kilotron.errors import ProtocolError
 
 PROTOCOL_VERSION = 1
@@ -16,7 +17,6 @@ MAX_FRAME_BYTES = 16 << 20
 Role: TypeAlias = Literal["engine", "pulse", "client", "controller"]
 """engine and pulse are the two connections of one replica; a controller is a client that may use control verbs."""
 Verb: TypeAlias = Literal["pause", "unpause", "suspend", "resume", "drain"]
-KVMode: TypeAlias = Literal["persist", "offload", "recompute"]
 ServiceState: TypeAlias = Literal["running", "paused", "suspended"]
 Phase: TypeAlias = Literal["starting", "loading", "ready"]
 

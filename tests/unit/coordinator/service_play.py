@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
+from kilotron.config import KVMode
 from kilotron.coordinator.wire import (
     Abort,
     ClientOutput,
@@ -18,7 +19,6 @@ from kilotron.coordinator.wire import (
     EngineVerb,
     Failure,
     Join,
-    KVMode,
     Message,
     Output,
     RequestError,

@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from kilotron.coordinator.wire import KVMode, Verb
+from kilotron.config import KVMode
+from kilotron.coordinator.wire import Verb
 from unit.coordinator.service_play import Fault, ServicePlay
 
 faults: st.SearchStrategy[Fault] = st.sampled_from(["none"] * 6 + ["drop", "drop", "twice", "backwards", "choice"])  # type: ignore[list-item]

@@ -1,11 +1,11 @@
 """Lifecycle verbs over several replicas."""
 
+from kilotron.config import KVMode
 from kilotron.coordinator.wire import (
     Control,
     ControlAnswer,
     EngineVerb,
     Failure,
-    KVMode,
     RequestError,
     Verb,
     VerbDone,
