@@ -72,7 +72,8 @@ def test_a_port_that_is_taken_is_told_at_once() -> None:
 
 @pytest.mark.slow
 def test_a_broken_checkpoint_ends_the_start_and_is_not_tried_again(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "llama", ')
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 64)
     with starting(str(tmp_path)) as service:
         check_failure(service, 2, "model.safetensors")
         assert "starts again" not in service.log
