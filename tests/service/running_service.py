@@ -164,7 +164,7 @@ class RunningService:
         return wait_for(is_so, timeout_s, f"{num_replicas} ready replicas")
 
     def metrics(self) -> dict[str, float]:
-        """Our own figures: name, or name/label."""
+        """Our own figures: name, or name/label; histograms without their buckets."""
         answer = self.ask("GET", "/metrics")
         assert answer.status == 200, answer.text
         figures: dict[str, float] = {}
@@ -172,9 +172,8 @@ class RunningService:
             for sample in family.samples:
                 if not sample.name.startswith("kilotron:") or "le" in sample.labels:
                     continue
-                label = next((sample.labels[name] for name in _LABELS if name in sample.labels), "")
-                name = sample.name.removeprefix("kilotron:")
-                figures[f"{name}/{label}" if label else name] = sample.value
+                labels = [value for name, value in sample.labels.items() if name not in _COMMON_LABELS]
+                figures["/".join([sample.name.removeprefix("kilotron:"), *labels])] = sample.value
         return figures
 
     def is_idle(self) -> bool:
@@ -216,7 +215,7 @@ class RunningService:
         self._log_path.unlink(missing_ok=True)
 
 
-_LABELS = ("code", "finished_reason", "replica")
+_COMMON_LABELS = ("model_name", "engine")
 _WORK = ("num_requests_in_flight", "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
 
 

@@ -156,7 +156,7 @@ def test_a_request_ends_at_its_deadline(service: RunningService, place: str, str
     assert call.status == (200 if call.num_chunks else 504)
     assert stream or call.response_headers["x-should-retry"] == "false"
     report(f"P02 {place}", call.ended_at - call.started_at - 0.3, 0.1)
-    assert 0.25 < call.ended_at - call.started_at < 1.0
+    assert 0.25 < call.ended_at - call.started_at < 2.0  # of the seconds that all of it would take
     service.wait_idle()
     assert counts.grown("admission_rejections_total") == 0
 
