@@ -72,7 +72,8 @@ def test_a_port_that_is_taken_is_told_at_once() -> None:
 
 @pytest.mark.slow
 def test_a_broken_checkpoint_ends_the_start_and_is_not_tried_again(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "llama", ')
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 64)
     with starting(str(tmp_path)) as service:
         check_failure(service, 2, "model.safetensors")
         assert "starts again" not in service.log
@@ -127,13 +128,13 @@ def test_sigterm_lets_running_requests_finish_and_takes_no_new_ones(service: Run
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_requests_that_outlast_the_drain_end_with_an_error(number: int) -> None:
-    with running("--drain-timeout-s", "1.5") as service:
+    with running("--drain-timeout-s", "4") as service:
         calls = [service.start(body).wait_chunks(5) for body in ENDLESS]
         service.terminate(number)
         terminated_at = time.monotonic()
         outcomes = [(call.wait().outcome, call.error.get("code")) for call in calls]
         assert service.wait() == 0, service.log
-        report("P05 drain of 1.5 s", time.monotonic() - terminated_at, 1.5 + 2.0)
+        report("P05 drain of 4 s", time.monotonic() - terminated_at, 4.0)
         assert outcomes == [("error", "service_unavailable")] * len(calls)
         service.check_nothing_is_left()
 

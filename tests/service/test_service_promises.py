@@ -1,7 +1,9 @@
 """Promises of docs/reliability.md about requests, against a running service that is not hurt: P02-P04, P24, P28, P30,
 P33, F08, F09, F23, F24, F28."""
 
+import os
 import stat
+import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -32,8 +34,9 @@ from service.running_service import RunningService, canary_places, report, runni
 
 KEY, OTHER_KEY, ADMIN_KEY = "key-canary-5d81", "key-canary-93ac", "admin-canary-77fe"
 PROMPT_CANARY = "zanzibar heliotrope 4417"
-# The bar is one step and 100 ms; the figures come with pulses (every eighth of a second here), on a shared machine.
-FREED_WITHIN_S = 0.5
+# The bar is one step and 100 ms; but the figures come with pulses, four of them a second, and machines may be loaded.
+FREED_WITHIN_S = 1.0
+SLOW_MODES = [pytest.param(mode, marks=pytest.mark.slow) for mode in ("persist", "recompute")]
 LONG_PROMPT = "word " * 850
 STREAMS = [story(index, 500, stream=True) for index in range(4)]
 
@@ -96,6 +99,21 @@ def test_blocks_are_free_soon_after_a_client_left(service: RunningService, state
     time.sleep(0.2)
     assert counts.grown("generation_tokens_total") == num_tokens  # nothing is computed for nobody
     counts.check([call])
+
+
+@pytest.mark.parametrize("mode", ["offload", *SLOW_MODES])
+def test_a_client_that_leaves_during_a_suspension_has_no_blocks_after_it(service: RunningService, mode: str) -> None:
+    calls = [service.start(story(index, 900, stream=True)).wait_chunks(3) for index in range(2)]
+    counts = Counts(service)
+    admin(service, "pause")
+    admin(service, "suspend", {"kv_mode": mode})
+    calls[0].leave()
+    wait_for(lambda: service.metrics()["num_requests_in_flight"] == 1, FREED_WITHIN_S, "one request less")
+    assert calls[1].outcome is None
+    admin(service, "resume")
+    admin(service, "unpause")
+    assert calls[1].wait().outcome == "finished"
+    counts.check(calls)
 
 
 # P04: abort by id
@@ -284,7 +302,7 @@ def test_strangers_on_the_internal_socket_change_nothing(service: RunningService
     assert [call.wait().text for call in calls] == expected
     assert counts.grown("protocol_errors_total") >= 4 * 20
     counts.check(calls)
-    assert service.ask("GET", "/ready").json["state"] == "running"
+    assert service.ask("GET", "/ready?deep=1").json["state"] == "running"
 
 
 def test_the_internal_socket_is_private_and_nothing_but_http_listens(service: RunningService) -> None:
@@ -302,10 +320,18 @@ def test_the_internal_socket_is_private_and_nothing_but_http_listens(service: Ru
     assert listeners == {("127.0.0.1", service.port)}
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_another_user_cannot_open_the_internal_socket(service: RunningService) -> None:
+    (folder,) = service.folder.glob("kilotron-*")
+    program = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+    stranger = subprocess.run(
+        ("python3", "-c", program, str(folder / "coordinator")), user=65534, capture_output=True, text=True, check=False
+    )
+
+    assert "PermissionError" in stranger.stderr
+
+
 # F28: suspension
-
-
-SLOW_MODES = [pytest.param(mode, marks=pytest.mark.slow) for mode in ("persist", "recompute")]
 
 
 @pytest.mark.parametrize("mode", ["offload", *SLOW_MODES])

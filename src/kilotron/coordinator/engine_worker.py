@@ -127,8 +127,10 @@ class EngineWorker:
                     self._socket.wait(_IDLE_WAIT_S)
                 self._send_outputs()
         finally:
+            self._socket.send(
+                encode(Farewell())
+            )  # first: giving memory back takes a while, which must not look like death
             self._engine.close()
-            self._socket.send(encode(Farewell()))
             self._socket.close(linger_ms=_LAST_WORD_MS)
 
     def stop(self) -> None:

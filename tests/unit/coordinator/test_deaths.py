@@ -111,6 +111,16 @@ def test_a_silent_replica_is_slow_then_dead_and_killed() -> None:
     assert world.watches[:1] == [(b"pulse-1", 4242)]
 
 
+def test_a_replica_that_falls_silent_while_it_loads_has_as_long_as_a_step() -> None:
+    world = CoreWorld(step_timeout_s=10.0)
+    world.say(b"pulse", hello_of("pulse", incarnation_of(77), 4242))
+    world.beat(b"pulse", "loading")
+    world.wait(9.5)
+    assert world.kills == []
+    world.wait(1.0)
+    assert world.kills == [4242]
+
+
 def test_a_replica_that_only_pulses_but_does_not_step_is_dead_after_the_step_timeout() -> None:
     world = CoreWorld(step_timeout_s=3.0)
     _, pulse = world.replica(pid=4242)
