@@ -210,9 +210,7 @@ _WORK = ("num_requests_in_flight", "num_requests_running", "num_requests_waiting
 
 
 @contextmanager
-def running(
-    *options: str, num_replicas: int = 1, key: str = "", **how: Any
-) -> Iterator[RunningService]:
+def running(*options: str, num_replicas: int = 1, key: str = "", **how: Any) -> Iterator[RunningService]:
     """A service that is ready. If it still runs in the end, SIGTERM must end it well."""
     service = RunningService("--data-parallel-size", str(num_replicas), *options, **how)
     service.key = key
