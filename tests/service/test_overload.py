@@ -1,4 +1,4 @@
-"""Four times the load that the service can serve, for a minute: it goes on serving what it can, and refuses the rest."""
+"""Four times the load that the service can serve, for a minute: it serves what it can, and refuses the rest."""
 
 import json
 import subprocess
@@ -15,8 +15,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 MAX_REQUESTS, MAX_QUEUED = 8, 16
 SECONDS = 60
 PEAK_SECONDS = 6
-# Of the bar: 0.05 s. Server, load and whatever else runs share the machine, so the figure is printed, and a bound asserted.
-MOST_REJECT_S = 0.25
+# The bar is 0.05 s at the 99th percentile. Server, load and whatever else runs share the machine, so that is printed,
+# and this asserted.
+MOST_MEDIAN_REJECT_S, MOST_REJECT_S = 0.05, 0.5
 MOST_MEMORY_BYTES = 64 << 20
 
 
@@ -57,6 +58,7 @@ def test_at_four_times_its_capacity_the_service_goes_on_at_its_peak_and_refuses_
         report("P01 memory of all processes", grown / 2**20, 64, "MiB")
         assert set(figures["statuses"]) == {"200", "503"}  # no connection was refused, reset or cut
         assert goodput >= 0.9
+        assert figures["reject_p50_s"] <= MOST_MEDIAN_REJECT_S
         assert figures["reject_p99_s"] <= MOST_REJECT_S
         assert all(1 <= seconds <= 30 for seconds in figures["retry_after"])
         assert grown <= MOST_MEMORY_BYTES
