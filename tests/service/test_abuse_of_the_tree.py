@@ -19,7 +19,7 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[RunningService]:
-    with running("--num-threads", "1", "--max-requests", "64", "--max-queued-requests", "600") as service:
+    with running("--num-threads", "1", "--max-requests", "512") as service:
         yield service
 
 
@@ -110,29 +110,31 @@ def test_a_prompt_of_16_mib_is_refused_as_too_large(service: RunningService) -> 
 @pytest.mark.slow
 def test_500_readers_that_stall_cost_little_and_are_left_after_a_while(service: RunningService) -> None:
     expected = service.complete(USUAL).text
-    before = memory_bytes(service)
-    # Enough in each event that what the kernel holds for a reader is soon full.
-    body = {"prompt": "a", "max_tokens": 900, "ignore_eos": True, "stream": True, "logprobs": 20, "n": 8}
+    before = buffer_bytes(service)
+    # Large events, so that what the kernel holds for a reader is soon full.
+    body = {"prompt": "a", "max_tokens": 1000, "ignore_eos": True, "stream": True, "logprobs": 20}
     data = json.dumps(body).encode()
     peers = [_stalled_reader(service) for _ in range(NUM_STALLED)]
+    started, most = time.monotonic(), 0
     try:
         for peer in peers:
             peer.sendall(head(f"Content-Length: {len(data)}") + data)
-        most, started = 0, time.monotonic()
-        slowest_s = 0.0
-        while time.monotonic() - started < STALL_S:
-            most = max(most, memory_bytes(service) - before)
-            slowest_s = max(slowest_s, service.ask("GET", "/livez").seconds)
+        while not service.is_idle():
+            most = max(most, buffer_bytes(service) - before)
+            assert time.monotonic() - started < 3 * STALL_S, "stalled readers are not left"
             time.sleep(0.5)
         report(f"P20 memory for {NUM_STALLED} stalled readers", most / MIB, 256, "MiB")
-        report("P20 slowest /livez meanwhile", slowest_s, 1.0)
-        waited_s = service.wait_idle(60.0)
-        report("P20 all of them aborted, after the stall time", waited_s, STALL_S)
+        report("P20 until the last of them was left and its KV freed", time.monotonic() - started, 1.5 * STALL_S)
         assert most <= 256 * MIB
         assert service.complete(USUAL).text == expected
     finally:
         for peer in peers:
             peer.close()
+
+
+def buffer_bytes(service: RunningService) -> int:
+    """Of the processes that hold output for readers; the engine's KV cache grows by being used."""
+    return memory_bytes(service, "frontend") + memory_bytes(service, "coordinator")
 
 
 def _stalled_reader(service: RunningService) -> socket.socket:
