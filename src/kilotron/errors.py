@@ -17,6 +17,7 @@ KilotronError
 |-- KernelError                 (RuntimeError)       a kernel backend is unknown or cannot run on this machine
 |-- TryAgainLaterError          (RuntimeError)       refused for now; may say after how many seconds to come back
 |   |-- QueueFullError                               the waiting queue is at its limit
+|   |   `-- NoPlaceInQueueError                      whoever else comes is refused too
 |   |-- QuotaExceededError                           one API key has too many requests under way
 |   `-- ServiceUnavailableError                      no engine can take the request now: loading, draining, dead
 |-- RequestNotFoundError        (KeyError)           no request with this id is known (any more)
@@ -109,6 +110,10 @@ class TryAgainLaterError(KilotronError, RuntimeError):
 
 class QueueFullError(TryAgainLaterError):
     """The waiting queue is at its limit."""
+
+
+class NoPlaceInQueueError(QueueFullError):
+    """As many requests wait as may wait, so that the next one, whatever it asks for, is refused as well."""
 
 
 class QuotaExceededError(TryAgainLaterError):

@@ -17,7 +17,7 @@ from itertools import cycle
 import uvloop
 
 DEADLINE_S = 5.0
-MAX_TOKENS = 8
+MAX_TOKENS = 32
 _END_OF_HEAD = b"\r\n\r\n"
 _LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
 _RETRY_AFTER = re.compile(rb"retry-after: (\d+)", re.IGNORECASE)
@@ -41,6 +41,7 @@ class Figures:
 
     def __init__(self) -> None:
         self.statuses: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
         self.num_in_time = 0
         self.reject_seconds: list[float] = []
         self.answer_seconds: list[float] = []
@@ -82,6 +83,8 @@ class Connection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]  # uvloop's has no common base
 
     def data_received(self, data: bytes) -> None:
+        if self.done is None or self.done.done():
+            return  # the server closes this connection, and says why
         self._received += data
         head, separator, body = self._received.partition(_END_OF_HEAD)
         if not separator:
@@ -98,6 +101,7 @@ class Connection(asyncio.Protocol):
         if self in self._idle:
             self._idle.remove(self)
         if self.done is not None and not self.done.done():
+            self._figures.reasons[repr(exc)] += 1
             self._end(0, None, is_whole=False)
 
     def _end(self, status: int, retry_after: int | None, *, is_whole: bool) -> None:
@@ -162,6 +166,7 @@ async def main(port: int, kind: str, number: float, seconds: float) -> dict[str,
     return {
         "seconds": time.monotonic() - started,
         "statuses": figures.statuses,
+        "reasons": figures.reasons,
         "num_in_time": figures.num_in_time,
         "retry_after": sorted(set(figures.retry_after)),
         "answer_p50_s": quantile(figures.answer_seconds, 0.5),

@@ -78,11 +78,13 @@ class InferenceClient:
         requests = self._started()
         request = requests.build_all([prompt], sampling_params)[0]
 
-        async def run() -> InferenceRequest:
-            await requests.run_all([request])
+        running = requests.start(request)
+
+        async def finish() -> InferenceRequest:
+            await running
             return request
 
-        return asyncio.ensure_future(run())
+        return asyncio.ensure_future(finish())
 
     def add_request_streaming(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None

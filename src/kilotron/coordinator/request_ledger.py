@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kilotron.coordinator.wire import Submission
-from kilotron.errors import DuplicateRequestError, QueueFullError, QuotaExceededError
+from kilotron.errors import DuplicateRequestError, NoPlaceInQueueError, QueueFullError, QuotaExceededError
 
 _NEVER = float("inf")
 
@@ -123,10 +123,11 @@ class RequestLedger:
         """Whether another request may wait.
 
         Raises:
-            QueueFullError: too many requests, or prompt tokens, wait already.
+            NoPlaceInQueueError: too many requests wait already.
+            QueueFullError: too many prompt tokens do.
         """
         if self.num_queued >= self._max_queued_requests:
-            raise QueueFullError(f"{self.num_queued} requests wait already, which is the limit", retry_after_s)
+            raise NoPlaceInQueueError(f"{self.num_queued} requests wait already, which is the limit", retry_after_s)
         if self.num_queued_tokens + num_prompt_tokens > max_queued_tokens:
             raise QueueFullError(
                 f"{self.num_queued_tokens} prompt tokens wait already; {num_prompt_tokens} more exceed "

@@ -16,6 +16,7 @@ from starlette.routing import Route, Router
 
 from kilotron.config import ServeConfig
 from kilotron.coordinator.service_client import ServiceClient
+from kilotron.errors import NoPlaceInQueueError
 from kilotron.text_generation_server.admin import (
     AbortRequest,
     AbortResponse,
@@ -74,7 +75,11 @@ class Application:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._router(scope, receive, send)
+        try:
+            await self._router(scope, receive, send)
+        except NoPlaceInQueueError as refusal:
+            self.state.gate.close(refusal)
+            raise
 
 
 def build_app(

@@ -54,9 +54,9 @@ class ChatCompletionsEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = self._state
-        request, warnings = parse_request(
-            await read_body(receive), ChatRequest, allow_unknown_fields=state.config.allow_unknown_fields
-        )
+        body = await read_body(receive)
+        state.gate.check()
+        request, warnings = parse_request(body, ChatRequest, allow_unknown_fields=state.config.allow_unknown_fields)
         state.check_model(request.model)
         request.check_ids(state.facts.vocab_size)
         answer = ChatAnswer(state, request, await self._admit(request, scope))

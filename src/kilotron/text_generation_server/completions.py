@@ -43,8 +43,10 @@ class CompletionsEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = self._state
+        body = await read_body(receive)
+        state.gate.check()
         request, warnings = parse_request(
-            await read_body(receive), CompletionRequest, allow_unknown_fields=state.config.allow_unknown_fields
+            body, CompletionRequest, allow_unknown_fields=state.config.allow_unknown_fields
         )
         state.check_model(request.model)
         request.check_ids(state.facts.vocab_size)

@@ -65,7 +65,9 @@ class LegacyEndpoint:
 
     async def generate(self, request: Request) -> Response:
         """Continues prompts."""
-        body = decode_object(await request.body())
+        content = await request.body()
+        self._state.gate.check()
+        body = decode_object(content)
         prompts = _checked_prompts(body)
         params = _checked_params(body)
         caller = Caller.of(request.scope, self._state, None)

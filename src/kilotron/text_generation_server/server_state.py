@@ -12,6 +12,7 @@ from kilotron.coordinator.service_client import ServiceClient
 from kilotron.coordinator.wire import EngineFacts, ServiceStatus
 from kilotron.engines.request_intake import RequestIntake, RequestLimits
 from kilotron.text_generation_server.http_errors import HttpError
+from kilotron.text_generation_server.refusal_gate import RefusalGate
 from kilotron.tokenization.prompt_text import PlainPromptTokenizer
 from kilotron.tokenization.tokenizer import Tokenizer
 
@@ -48,6 +49,8 @@ class ServerState:
     """None where the model has no chat template."""
     is_complete: bool = True
     """Tokenizer and renderer are those of the model; False while a front end does not know it yet."""
+    gate: RefusalGate = field(default_factory=RefusalGate)
+    """Closed while the queue has no place."""
     is_draining: bool = False
     """No new work is taken."""
     started_at: int = field(default_factory=lambda: int(time.time()))
