@@ -21,7 +21,7 @@ from service.http_calls import Answer, Call, ask
 
 SOURCE = Path(__file__).parents[2] / "src"
 PATIENCE_S = 60.0
-HEARTBEAT_S = 0.5
+HEARTBEAT_S = 1.0  # two of them are more than a loaded machine lets a process wait
 _LOOK_PERIOD_S = 0.01
 PROGRAM = (sys.executable, "-m", "kilotron", "serve")
 _ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("KILOTRON_")} | {
@@ -74,6 +74,7 @@ class RunningService:
         self._seen: set[psutil.Process] = set()
         self._port = port
         self.key = ""
+        self.num_replicas = 1
 
     # What it says
 
@@ -109,6 +110,16 @@ class RunningService:
         child = self.children(role)[index]
         child.send_signal(number)
         return int(child.pid)
+
+    def wait_replaced(self, pid: int, timeout_s: float = PATIENCE_S) -> None:
+        """Returns when all replicas are ready again after this engine was killed."""
+
+        def is_so() -> bool:
+            pids = {child.pid for child in self.children("engine")}
+            return pid not in pids and len(pids) == self.num_replicas
+
+        wait_for(is_so, timeout_s, "another engine")
+        self.wait_ready(self.num_replicas, timeout_s)
 
     def wait_for_orphans(self, timeout_s: float) -> float:
         """Seconds until every process that was ever seen is gone."""
@@ -213,7 +224,7 @@ _WORK = ("num_requests_in_flight", "num_requests_running", "num_requests_waiting
 def running(*options: str, num_replicas: int = 1, key: str = "", **how: Any) -> Iterator[RunningService]:
     """A service that is ready. If it still runs in the end, SIGTERM must end it well."""
     service = RunningService("--data-parallel-size", str(num_replicas), *options, **how)
-    service.key = key
+    service.key, service.num_replicas = key, num_replicas
     try:
         service.wait_ready(num_replicas)
         if "stderr" not in how:  # one front end has answered; this tells of all
