@@ -30,7 +30,7 @@ demo: $(VENV)/.stamp-package ## install the package and let the bundled model sp
 test: $(VENV)/.stamp-dev ## the default suite: no GPU needed, minutes on two cores
 	$(PYTEST) $(PYTEST_ARGS)
 
-test-slow: $(VENV)/.stamp-dev ## the tests marked slow
+test-slow: $(VENV)/.stamp-clients ## the tests marked slow, and those with clients of others
 	$(PYTEST) -m "slow and not gpu" $(PYTEST_ARGS)
 
 test-gpu: ## the tests marked gpu; needs torch and pytest, no network, no installation
@@ -79,3 +79,9 @@ $(VENV)/.stamp-dev: pyproject.toml | $(VENV)/.stamp-pip
 	@echo "Installing kilotron and the developer tools into $(VENV): once, and it takes a minute or more ..."
 	@$(PIP_INSTALL) -e ".[server,tokenizers-extra]" --group dev
 	@touch $@ $(VENV)/.stamp-package
+
+# What is installed already, torch above all, stays as it is.
+$(VENV)/.stamp-clients: pyproject.toml $(VENV)/.stamp-dev
+	@echo "Installing lm-eval and schemathesis into $(VENV): once ..."
+	@$(PIP_INSTALL) --group clients
+	@touch $@

@@ -53,3 +53,15 @@ def test_without_a_compiler_the_wheel_is_built_all_the_same(tmp_path: Path) -> N
 
     assert "kilotron/kernels/cpu/backend.py" in names
     assert not [name for name in names if "/_native." in name]
+
+
+def test_an_engine_in_ones_own_process_needs_no_package_of_the_server() -> None:
+    code = """
+import sys
+sys.modules |= dict.fromkeys(["zmq", "starlette", "uvicorn", "prometheus_client", "cyclopts"])
+from kilotron import MegatronLLM
+with MegatronLLM(kernels="reference", num_threads=1) as llm:
+    print(len(llm.generate("Once upon a time")[0].generated_tokens) > 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "True\n", done.stderr

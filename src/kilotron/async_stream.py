@@ -69,10 +69,14 @@ class AsyncStream(Generic[T]):
         """Whether no further item will be put (unread ones may be left)."""
         return self._is_finished
 
-    async def aclose(self) -> None:
+    def leave(self) -> None:
         """Tells the producer that nobody reads any more. Idempotent; does nothing after the end."""
         self._leave()
         self._wake()
+
+    async def aclose(self) -> None:
+        """The same, as asynchronous generators have it."""
+        self.leave()
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self.generator()

@@ -6,11 +6,15 @@ Knows the model and the machine only as the numbers in `ModelFacts` and `Machine
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from kilotron.errors import ConfigError
 
 GIB = 1 << 30
+
+KVMode = Literal["persist", "offload", "recompute"]
+"""What becomes of the KV cache while an engine is suspended."""
+MOST_QUEUED_TOKENS = 1 << 40
 
 _DTYPES: tuple[str, ...] = ("auto", "float32", "bfloat16", "float16")
 _QUANTIZATIONS = (None, "int8", "int4")
@@ -175,8 +179,8 @@ class ServeConfig:
     """Requests that may wait for an engine; more are refused at once."""
     max_queued_tokens: int | None = None
     """Prompt tokens that may wait for an engine; None: eight times what the KV caches hold."""
-    max_concurrent_per_key: int = 64
-    """Requests that one API key may have under way, where there are keys."""
+    max_concurrent_per_key: int = 256
+    """Prompts that one API key may have under way, where there are keys; a call may have as many."""
     routing: str = "longest_prefix"
     """Which replica gets a request: longest_prefix, least_load or round_robin."""
     routing_alpha: float = 0.5
@@ -202,7 +206,7 @@ class ServeConfig:
         for name, low, high in _SERVE_INTEGERS:
             _check_int(name, getattr(self, name), low, high)
         if self.max_queued_tokens is not None:
-            _check_int("max_queued_tokens", self.max_queued_tokens, 1, 1 << 40)
+            _check_int("max_queued_tokens", self.max_queued_tokens, 1, MOST_QUEUED_TOKENS)
         for name, least, most in _SERVE_NUMBERS:
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
@@ -217,7 +221,7 @@ _SERVE_INTEGERS = (
     ("port", 0, 65535),
     ("frontend_replicas", 1, 64),
     ("data_parallel_size", 1, 1024),
-    ("max_queued_requests", 1, 1 << 20),
+    ("max_queued_requests", 1, 1 << 31),
     ("max_concurrent_per_key", 1, 1 << 20),
 )
 _SERVE_NUMBERS = (

@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from kilotron.coordinator.request_ledger import RequestLedger
+from kilotron.coordinator.service_metrics import ServiceMetrics
+from kilotron.text_generation_server.metrics import ServiceCollector
+
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 
@@ -153,3 +157,17 @@ def test_no_file_holds_a_secret() -> None:
     for path in DEPLOY.rglob("*"):
         if path.is_file():
             assert not re.search(r"(?i)(password|api_key|token)\s*[:=]\s*[\"']?[\w-]{8,}", path.read_text()), path
+
+
+def test_the_server_exports_every_metric_of_the_dashboard_before_anything_has_happened() -> None:
+    answer = ServiceMetrics().answer("", [], None, RequestLedger(1, 1))
+    # The front ends count these.
+    answer.counters["http_responses/200"] = 1
+    names: dict[str, set[str]] = {}
+    for family in ServiceCollector(answer, None, "model").collect():
+        for sample in family.samples:
+            names.setdefault(sample.name, set()).update(sample.labels)
+    expected = GAUGES | COUNTERS | {f"{name}_bucket": {"le"} for name in HISTOGRAMS}
+    for name, labels in expected.items():
+        for prefix in ("kilotron",) if name in WITHOUT_ALIAS else ("kilotron", "vllm"):
+            assert labels <= names[f"{prefix}:{name}"], name

@@ -60,6 +60,7 @@ class _Origin(NamedTuple):
 
     name: str
     fingerprint: str
+    weights_bytes: int
     tokenizer: str | Path | Tokenizer | None
 
 
@@ -72,6 +73,8 @@ class Assembly:
     """The checkpoint as it was asked for; "model" for a ready one."""
     fingerprint: str
     """Of the model's architecture and weights; equal for equal checkpoints."""
+    weights_bytes: int
+    """As they lie in the checkpoint; 0 for a ready model."""
     tokenizer_folder: Path | None
     """Where the tokenizer was loaded from, if it was."""
     config: ResolvedConfig
@@ -111,7 +114,7 @@ def assemble(
     phases = LoadPhases()
     if isinstance(model, GPTModel):
         ready = _choose_tokenizer(tokenizer, None)
-        origin = _Origin("model", blake2b(repr(model.config).encode(), digest_size=16).hexdigest(), tokenizer)
+        origin = _Origin("model", blake2b(repr(model.config).encode(), digest_size=16).hexdigest(), 0, tokenizer)
         return _build(model, ready, _resolve_ready(model, config), {}, parts, phases, origin)
     source = BUNDLED_MODEL if model is None else model
     if not isinstance(source, str | Path):
@@ -131,7 +134,7 @@ def assemble(
         built = GPTModel(model_config, parts.kernels(kernels), resolved.max_sequence_length)
         _load(built, checkpoint, resolved, phases, on_progress)
         beside = checkpoint.folder if ready is not None and tokenizer is None else tokenizer
-        origin = _Origin(str(source), fingerprint(checkpoint), beside)
+        origin = _Origin(str(source), fingerprint(checkpoint), checkpoint.total_bytes, beside)
         return _build(built, ready, resolved, checkpoint.generation_config, parts, phases, origin)
 
 
@@ -236,6 +239,7 @@ def _build(
         engine=parts.engine(scheduler, context, controller, intake),
         name=origin.name,
         fingerprint=origin.fingerprint,
+        weights_bytes=origin.weights_bytes,
         tokenizer_folder=Path(origin.tokenizer) if isinstance(origin.tokenizer, str | Path) else None,
         config=config,
         model_config=model.config,

@@ -4,12 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
-from kilotron.apis.base_llm import BaseLLM, Conversation, Params, choose_config, choose_coordinator
+from kilotron.apis.base_llm import BaseLLM, Conversation, Params
 from kilotron.apis.prompts import as_prompts, chat_prompts, is_single_prompt, scoring_params
-from kilotron.config import InferenceConfig, ServeConfig
-from kilotron.coordinator.wire import KVMode
+from kilotron.config import InferenceConfig, KVMode, ServeConfig
 from kilotron.engines.request_intake import Prompt
 from kilotron.inference_request import InferenceRequest
 from kilotron.sampling_params import SamplingParams
@@ -37,35 +36,16 @@ class MegatronAsyncLLM(BaseLLM):
 
     _mode: "AsyncDirectMode | CoordinatorMode"
 
-    def __init__(
+    def _open_directly(
         self,
-        model: "str | Path | GPTModel | None" = None,
-        tokenizer: str | Path | Tokenizer | None = None,
-        *,
-        inference_config: InferenceConfig | None = None,
-        use_coordinator: bool = False,
-        coordinator_host: str | None = None,
-        coordinator_port: int | None = None,
-        data_parallel_size: int = 1,
-        on_progress: "OnProgress | None" = None,
-        **options: Any,
-    ) -> None:
-        config = choose_config(inference_config, options)
-        mode = choose_coordinator(
-            model,
-            tokenizer,
-            config,
-            use_coordinator=use_coordinator,
-            coordinator_host=coordinator_host,
-            coordinator_port=coordinator_port,
-            data_parallel_size=data_parallel_size,
-        )
-        if mode is not None:
-            super().__init__(mode, mode)
-            return
+        model: "str | Path | GPTModel | None",
+        tokenizer: str | Path | Tokenizer | None,
+        config: InferenceConfig,
+        on_progress: "OnProgress | None",
+    ) -> "AsyncDirectMode":
         from kilotron.apis.direct_mode import AsyncDirectMode
 
-        super().__init__(AsyncDirectMode(model, tokenizer, config, on_progress))
+        return AsyncDirectMode(model, tokenizer, config, on_progress)
 
     async def generate(
         self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None

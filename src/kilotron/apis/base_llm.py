@@ -1,11 +1,11 @@
 """BaseLLM: what the synchronous and the asynchronous API share: choosing the mode, and access to its parts."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kilotron.config import InferenceConfig, ResolvedConfig, ServeConfig
-from kilotron.coordinator.credentials import Credentials
+from kilotron.config import MOST_QUEUED_TOKENS, InferenceConfig, ResolvedConfig, ServeConfig
 from kilotron.errors import ConfigError, LifecycleError
 from kilotron.sampling_params import SamplingParams
 from kilotron.tokenization import Tokenizer
@@ -13,10 +13,12 @@ from kilotron.tokenization import Tokenizer
 if TYPE_CHECKING:
     from kilotron.apis.assembly import Assembly
     from kilotron.apis.coordinator_mode import CoordinatorMode
-    from kilotron.apis.direct_mode import DirectMode
     from kilotron.apis.load_phases import LoadPhase
     from kilotron.contexts.dynamic_context import DynamicInferenceContext
+    from kilotron.coordinator.credentials import Credentials
     from kilotron.engines.dynamic_engine import DynamicInferenceEngine
+    from kilotron.models.gpt_model import GPTModel
+    from kilotron.models.weight_loading import OnProgress
     from kilotron.text_generation_controllers.text_generation_controller import TextGenerationController
     from kilotron.trace import Trace
 
@@ -24,12 +26,40 @@ Params = SamplingParams | Sequence[SamplingParams] | None
 Conversation = Sequence[Mapping[str, object]]
 
 
-class BaseLLM:
+class BaseLLM(ABC):
     """A model with an engine around it, here or elsewhere; see `MegatronLLM` for the arguments."""
 
-    def __init__(self, mode: "DirectMode | CoordinatorMode", coordinator: "CoordinatorMode | None" = None) -> None:
-        self._mode = mode
-        self._coordinator_mode = coordinator
+    def __init__(
+        self,
+        model: "str | Path | GPTModel | None" = None,
+        tokenizer: str | Path | Tokenizer | None = None,
+        *,
+        inference_config: InferenceConfig | None = None,
+        use_coordinator: bool = False,
+        coordinator_host: str | None = None,
+        coordinator_port: int | None = None,
+        data_parallel_size: int = 1,
+        on_progress: "OnProgress | None" = None,
+        **options: Any,
+    ) -> None:
+        config = _choose_config(inference_config, options)
+        self._coordinator_mode: CoordinatorMode | None = None
+        if use_coordinator:
+            address = _tcp_address(coordinator_host, coordinator_port)
+            self._coordinator_mode = _start_coordinator(model, tokenizer, config, data_parallel_size, address)
+        elif (coordinator_host, coordinator_port, data_parallel_size) != (None, None, 1):
+            raise ConfigError("coordinator_host, coordinator_port and data_parallel_size need use_coordinator=True")
+        self._mode = self._coordinator_mode or self._open_directly(model, tokenizer, config, on_progress)
+
+    @abstractmethod
+    def _open_directly(
+        self,
+        model: "str | Path | GPTModel | None",
+        tokenizer: str | Path | Tokenizer | None,
+        config: InferenceConfig,
+        on_progress: "OnProgress | None",
+    ) -> Any:
+        """Loads the model into this process; a `DirectMode`."""
 
     @property
     def engine(self) -> "DynamicInferenceEngine":
@@ -77,7 +107,7 @@ class BaseLLM:
         return self._assembly.trace
 
     @property
-    def credentials(self) -> Credentials:
+    def credentials(self) -> "Credentials":
         """What another program needs to reach this one's coordinator with an `InferenceClient`. Keep them secret.
 
         Raises:
@@ -108,12 +138,8 @@ class BaseLLM:
         return self._coordinator_mode
 
 
-def choose_config(inference_config: InferenceConfig | None, options: Mapping[str, Any]) -> InferenceConfig:
-    """The engine's options from either a config or single ones.
-
-    Raises:
-        ConfigError: both are given, the config is none, or an option is unknown or out of range.
-    """
+def _choose_config(inference_config: InferenceConfig | None, options: Mapping[str, Any]) -> InferenceConfig:
+    """The engine's options from either a config or single ones."""
     if inference_config is None:
         return InferenceConfig.from_dict(options)
     if options:
@@ -123,33 +149,26 @@ def choose_config(inference_config: InferenceConfig | None, options: Mapping[str
     return inference_config
 
 
-def choose_coordinator(
-    model: Any,
-    tokenizer: "str | Path | Tokenizer | None",
-    config: InferenceConfig,
-    *,
-    use_coordinator: bool,
-    coordinator_host: str | None,
-    coordinator_port: int | None,
-    data_parallel_size: int,
-) -> "CoordinatorMode | None":
-    """The started coordinator mode; None for direct mode.
-
-    Raises:
-        ConfigError: options of one mode are given for the other.
-    """
-    if not use_coordinator:
-        if (coordinator_host, coordinator_port, data_parallel_size) != (None, None, 1):
-            raise ConfigError("coordinator_host, coordinator_port and data_parallel_size need use_coordinator=True")
+def _tcp_address(host: str | None, port: int | None) -> str | None:
+    """Where a coordinator is to listen; None inside this machine only."""
+    if host is None and port is None:
         return None
+    if port:
+        return f"tcp://{host or '127.0.0.1'}:{port}"
+    from kilotron.coordinator.sockets import free_tcp_address
+
+    return free_tcp_address(host or "127.0.0.1")
+
+
+def _start_coordinator(
+    model: Any, tokenizer: Any, config: InferenceConfig, data_parallel_size: int, address: str | None
+) -> "CoordinatorMode":
     from kilotron.apis.coordinator_mode import CoordinatorMode
 
-    address = None
-    if coordinator_host is not None or coordinator_port is not None:
-        address = f"tcp://{coordinator_host or '127.0.0.1'}:{coordinator_port or 0}"
-        if not coordinator_port:
-            from kilotron.coordinator.sockets import free_tcp_address
-
-            address = free_tcp_address(coordinator_host or "127.0.0.1")
-    serve = ServeConfig(data_parallel_size=data_parallel_size, max_queued_requests=config.max_waiting_requests)
+    # One program's own prompts, however many: nobody else is to be kept from a full queue.
+    serve = ServeConfig(
+        data_parallel_size=data_parallel_size,
+        max_queued_requests=config.max_waiting_requests,
+        max_queued_tokens=MOST_QUEUED_TOKENS,
+    )
     return CoordinatorMode(model, tokenizer, config, serve, address)

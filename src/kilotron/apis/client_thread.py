@@ -1,4 +1,4 @@
-"""ClientThread: an InferenceClient in an event loop and a thread of its own, for callers in any other."""
+"""ClientThread: an CoordinatorConnection in an event loop and a thread of its own, for callers in any other."""
 
 import asyncio
 import concurrent.futures
@@ -6,8 +6,8 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from kilotron.coordinator.coordinator_connection import CoordinatorConnection
 from kilotron.coordinator.credentials import Credentials
-from kilotron.coordinator.inference_client import InferenceClient
 
 T = TypeVar("T")
 
@@ -16,7 +16,7 @@ class ClientThread:
     """Starts the thread; `close` ends it."""
 
     def __init__(self, credentials: Credentials) -> None:
-        self.client = InferenceClient(credentials, role="controller")
+        self.client = CoordinatorConnection(credentials, role="controller")
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="kilotron-client", daemon=True)
         self._thread.start()

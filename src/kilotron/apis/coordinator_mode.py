@@ -18,11 +18,11 @@ from kilotron.apis.process_configs import LogConfig
 from kilotron.apis.progress import RequestProgressBar
 from kilotron.apis.service_specs import coordinator_spec, engine_specs, frontend_specs
 from kilotron.async_stream import AsyncStream
-from kilotron.config import InferenceConfig, ServeConfig
+from kilotron.config import InferenceConfig, KVMode, ServeConfig
 from kilotron.coordinator.credentials import Credentials
 from kilotron.coordinator.remote_requests import RemoteRequests
 from kilotron.coordinator.run_folder import RunFolder
-from kilotron.coordinator.wire import EngineFacts, KVMode, Verb
+from kilotron.coordinator.wire import EngineFacts, Verb
 from kilotron.engines.request_intake import Prompt
 from kilotron.errors import ConfigError, EngineClosedError, KilotronError
 from kilotron.inference_request import InferenceRequest
@@ -68,13 +68,32 @@ class CoordinatorMode:
         serve: ServeConfig,
         address: str | None,
     ) -> None:
-        self._resources = ExitStack()
+        _check_parts(model, tokenizer, serve)
+        is_checkpoint = model is None or isinstance(model, str | Path)
         self._is_closed = False
-        try:
-            self._start(model, tokenizer, config, serve, address)
-        except BaseException:
-            self.close()
-            raise
+        with ExitStack() as resources:  # whatever fails, nothing is left running
+            folder = resources.enter_context(RunFolder.create())
+            self.credentials = Credentials.create(address or f"ipc://{folder.socket_path('coordinator')}")
+            specs = [coordinator_spec(self.credentials, serve, _QUIET)]
+            if is_checkpoint:
+                place, tokens = (None if part is None else str(part) for part in (model, tokenizer))
+                specs += engine_specs(self.credentials, place, tokens, config, serve, _QUIET)
+            self._service = BackgroundService(specs)
+            resources.callback(self._service.close)
+            self._local: LocalReplica | None = None
+            if not is_checkpoint:
+                from kilotron.apis import local_replica
+
+                self._local = local_replica.LocalReplica(self.credentials, model, tokenizer, config)  # type: ignore[arg-type]
+                resources.callback(self._local.close)
+            self._client = ClientThread(self.credentials)
+            resources.callback(self._client.close)
+            self.facts = self._wait_until_ready(serve.data_parallel_size)
+            self.tokenizer = self._load_tokenizer()
+            self._requests = RemoteRequests(
+                self._client.client, self.facts, self.tokenizer, random_seed=config.random_seed
+            )
+            self._resources = resources.pop_all()
 
     @property
     def assembly(self) -> "Assembly | None":
@@ -182,37 +201,6 @@ class CoordinatorMode:
         self._is_closed = True
         self._resources.close()
 
-    def _start(
-        self,
-        model: "str | Path | GPTModel | None",
-        tokenizer: str | Path | Tokenizer | None,
-        config: InferenceConfig,
-        serve: ServeConfig,
-        address: str | None,
-    ) -> None:
-        folder = self._resources.enter_context(RunFolder.create())
-        self.credentials = Credentials.create(address or f"ipc://{folder.socket_path('coordinator')}")
-        specs = [coordinator_spec(self.credentials, serve, _QUIET)]
-        is_loaded_elsewhere = model is None or isinstance(model, str | Path)
-        if is_loaded_elsewhere:
-            if tokenizer is not None and not isinstance(tokenizer, str | Path):
-                raise ConfigError("with use_coordinator=True and a checkpoint, tokenizer must be a folder")
-            place, tokens = (None if part is None else str(part) for part in (model, tokenizer))
-            specs += engine_specs(self.credentials, place, tokens, config, serve, _QUIET)
-        self._service = BackgroundService(specs)
-        self._resources.callback(self._service.close)
-        self._local: LocalReplica | None = None
-        if not is_loaded_elsewhere:
-            from kilotron.apis import local_replica
-
-            self._local = local_replica.LocalReplica(self.credentials, model, tokenizer, config)  # type: ignore[arg-type]
-            self._resources.callback(self._local.close)
-        self._client = ClientThread(self.credentials)
-        self._resources.callback(self._client.close)
-        self.facts = self._wait_until_ready(1 if self._local else serve.data_parallel_size)
-        self.tokenizer = self._load_tokenizer()
-        self._requests = RemoteRequests(self._client.client, self.facts, self.tokenizer, random_seed=config.random_seed)
-
     def _wait_until_ready(self, num_replicas: int) -> EngineFacts:
         client = self._client.client
         while not self._service.wait(_POLL_S / 5):
@@ -249,3 +237,15 @@ class CoordinatorMode:
         except KilotronError as error:
             failure = error
         finish(failure)
+
+
+def _check_parts(model: Any, tokenizer: Any, serve: ServeConfig) -> None:
+    """Whether these can be given to processes."""
+    if model is None or isinstance(model, str | Path):
+        if tokenizer is not None and not isinstance(tokenizer, str | Path):
+            raise ConfigError("with use_coordinator=True and a checkpoint, tokenizer must be a folder")
+    elif serve.data_parallel_size > 1:
+        raise ConfigError(
+            f"data_parallel_size={serve.data_parallel_size}, but a ready model has one engine, in this process; give "
+            "the checkpoint instead of the model"
+        )

@@ -10,8 +10,9 @@ from typing import Any
 from kilotron.apis.process_configs import FrontendProcessConfig
 from kilotron.apis.service import adopt_listening_socket
 from kilotron.config import ServeConfig
-from kilotron.coordinator.inference_client import InferenceClient
+from kilotron.coordinator.coordinator_connection import CoordinatorConnection
 from kilotron.coordinator.parent_link import ParentLink
+from kilotron.errors import ServiceUnavailableError
 from kilotron.text_generation_server.app import Application, ResponseCounter, build_app
 from kilotron.text_generation_server.authentication import Authentication, KeyRing, is_loopback
 from kilotron.text_generation_server.guard import LOOPBACK_HOSTS, Guard
@@ -45,7 +46,7 @@ def _allow_many_connections() -> None:
 async def _serve(config: FrontendProcessConfig, link: ParentLink) -> None:
     options = ServeConfig(**config.options)
     loop = asyncio.get_running_loop()
-    client = InferenceClient(config.credentials, role="controller")
+    client = CoordinatorConnection(config.credentials, role="controller")
     app = build_app(client, None, options, None)
     app.state.is_complete = False  # until it is known which tokenizer the engines have
     counter = ResponseCounter(_protect(app, config, options), client, has_access_log=options.access_log)
@@ -55,12 +56,11 @@ async def _serve(config: FrontendProcessConfig, link: ParentLink) -> None:
     listener = adopt_listening_socket(config.listening_fd)
     server = HttpServer(counter, HttpLimits(), listener, tls=tls, drain_timeout_s=1.0)
     terminated, should_stop = asyncio.Event(), asyncio.Event()
-    drain_s = max(options.drain_timeout_s - _LAST_WORDS_S, options.drain_timeout_s / 2)
     loop.add_signal_handler(signal.SIGTERM, terminated.set)
     await client.start()
     async with asyncio.TaskGroup() as group:
         completing = group.create_task(_complete(app, client, link))
-        group.create_task(_drain(app, server, terminated, should_stop, drain_s))
+        group.create_task(_drain(app, client, server, terminated, should_stop))
         await server.serve_until(should_stop)
         completing.cancel()
     if isinstance(app.state.renderer, TemplateWorker):
@@ -83,7 +83,7 @@ def _protect(app: Application, config: FrontendProcessConfig, options: ServeConf
     )
 
 
-async def _complete(app: Application, client: InferenceClient, link: ParentLink) -> None:
+async def _complete(app: Application, client: CoordinatorConnection, link: ParentLink) -> None:
     """Loads the tokenizer once the engines have told which one, and brings up what renders its chat template."""
     while client.facts is None:
         await client.wait_for_change()
@@ -100,11 +100,21 @@ async def _complete(app: Application, client: InferenceClient, link: ParentLink)
 
 
 async def _drain(
-    app: Application, server: HttpServer, terminated: asyncio.Event, should_stop: asyncio.Event, timeout_s: float
+    app: Application,
+    client: CoordinatorConnection,
+    server: HttpServer,
+    terminated: asyncio.Event,
+    should_stop: asyncio.Event,
 ) -> None:
-    """After SIGTERM: refuse what is new, at once, and stop when the last answer is out or time is up."""
+    """After SIGTERM: refuse what is new, at once, and stop when the last answer is out or time is up.
+
+    Requests that are not done by then end in an error, a little before the supervisor would kill this process.
+    """
     await terminated.wait()
     app.state.is_draining = True
-    if not await server.drain(timeout_s):
-        _log.warning("requests that did not finish within %g s are ended", timeout_s)
+    drain_timeout_s = app.state.config.drain_timeout_s
+    limit_s = drain_timeout_s - min(_LAST_WORDS_S, drain_timeout_s / 2)
+    if not await server.drain(limit_s):
+        _log.warning("requests that did not finish within %g s are ended", limit_s)
+        client.abort_all(ServiceUnavailableError("the server is shutting down"))
     should_stop.set()

@@ -6,10 +6,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from kilotron.apis.base_llm import BaseLLM, Conversation, Params, choose_config, choose_coordinator
+from kilotron.apis.base_llm import BaseLLM, Conversation, Params
 from kilotron.apis.prompts import as_prompts, chat_prompts, scoring_params
-from kilotron.config import InferenceConfig, ServeConfig
-from kilotron.coordinator.wire import KVMode
+from kilotron.config import InferenceConfig, KVMode, ServeConfig
 from kilotron.engines.request_intake import Prompt
 from kilotron.inference_request import InferenceRequest
 from kilotron.sampling_params import SamplingParams
@@ -17,6 +16,8 @@ from kilotron.text_generation_controllers.stream_item import StreamItem
 from kilotron.tokenization import Tokenizer
 
 if TYPE_CHECKING:
+    from kilotron.apis.coordinator_mode import CoordinatorMode
+    from kilotron.apis.direct_mode import DirectMode
     from kilotron.models.gpt_model import GPTModel
     from kilotron.models.weight_loading import OnProgress
 
@@ -47,35 +48,18 @@ class MegatronLLM(BaseLLM):
         ...     llm.generate("Once upon a time")[0].generated_text
     """
 
-    def __init__(
+    _mode: "DirectMode | CoordinatorMode"
+
+    def _open_directly(
         self,
-        model: "str | Path | GPTModel | None" = None,
-        tokenizer: str | Path | Tokenizer | None = None,
-        *,
-        inference_config: InferenceConfig | None = None,
-        use_coordinator: bool = False,
-        coordinator_host: str | None = None,
-        coordinator_port: int | None = None,
-        data_parallel_size: int = 1,
-        on_progress: "OnProgress | None" = None,
-        **options: Any,
-    ) -> None:
-        config = choose_config(inference_config, options)
-        mode = choose_coordinator(
-            model,
-            tokenizer,
-            config,
-            use_coordinator=use_coordinator,
-            coordinator_host=coordinator_host,
-            coordinator_port=coordinator_port,
-            data_parallel_size=data_parallel_size,
-        )
-        if mode is not None:
-            super().__init__(mode, mode)
-            return
+        model: "str | Path | GPTModel | None",
+        tokenizer: str | Path | Tokenizer | None,
+        config: InferenceConfig,
+        on_progress: "OnProgress | None",
+    ) -> "DirectMode":
         from kilotron.apis.direct_mode import DirectMode
 
-        super().__init__(DirectMode(model, tokenizer, config, on_progress))
+        return DirectMode(model, tokenizer, config, on_progress)
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None, *, show_progress: bool | None = None

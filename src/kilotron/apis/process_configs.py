@@ -23,6 +23,8 @@ class EngineProcessConfig(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer: str | None
     options: dict[str, Any]
     """Those of InferenceConfig that are not at their default."""
+    index: int
+    """Its number among the replicas."""
     cpus: list[int] | None
     """The CPUs this replica may use; None leaves all."""
     log: LogConfig

@@ -9,10 +9,15 @@ from kilotron.apis.process_configs import LogConfig
 _MAX_LINE_CHARS = 4096
 
 
-def log_to_stderr(config: LogConfig) -> None:
-    """From now on kilotron's loggers write there, and warnings of libraries too."""
+def log_to_stderr(config: LogConfig, process: str) -> None:
+    """From now on kilotron's loggers write there, and warnings of libraries too.
+
+    Args:
+        config: how.
+        process: its role, for JSON lines; in front of text the supervisor puts its name.
+    """
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines() if config.format == "json" else TextLines())
+    handler.setFormatter(JsonLines(process) if config.format == "json" else TextLines())
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
@@ -33,11 +38,17 @@ class TextLines(logging.Formatter):
 class JsonLines(logging.Formatter):
     """The same as one JSON object, with the fields given as `extra={"fields": {...}}`."""
 
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
     def format(self, record: logging.LogRecord) -> str:
         """One event in one line."""
         event = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(record.created)),
             "level": record.levelname,
+            "process": self._process,
+            "pid": record.process,
             "logger": record.name,
             "message": record.getMessage()[:_MAX_LINE_CHARS],
             **getattr(record, "fields", {}),

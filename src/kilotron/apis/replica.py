@@ -4,11 +4,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import psutil
+
 from kilotron.apis.collector_pause import collector_paused
 
 with collector_paused():
     from kilotron.apis.assembly import Assembly, assemble
     from kilotron.apis.engine_facts import read_engine_facts
+    from kilotron.kernels.registry import device_of_replica
 from kilotron.apis.process_configs import EngineProcessConfig
 from kilotron.config import InferenceConfig
 from kilotron.coordinator.engine_worker import EngineWorker
@@ -24,6 +27,7 @@ def load_replica(
         KilotronError: the model cannot be loaded, or not with these options.
     """
     options = InferenceConfig(**config.options)
+    options = replace(options, device=device_of_replica(options.device, config.index))
     if options.num_threads is None:
         if config.cpus is not None:
             options = replace(options, num_threads=len(config.cpus))
@@ -47,6 +51,11 @@ def describe_replica(assembly: Assembly) -> dict[str, Any]:
         "decisions": assembly.config.describe(),
         "kernels": assembly.kernels_name,
         "load_phases": [(phase.name, phase.seconds, phase.num_bytes) for phase in assembly.load_phases],
+        "memory": [
+            ("weights in the checkpoint", assembly.weights_bytes),
+            ("KV cache when it is full", assembly.config.kv_cache_bytes),
+            ("resident now", psutil.Process().memory_info().rss),
+        ],
         "default_sampling": facts.default_sampling,
         "max_sequence_length": facts.max_sequence_length,
         "num_kv_tokens": (facts.num_blocks - 1) * facts.block_size,

@@ -11,10 +11,12 @@ from pathlib import Path
 from kilotron.apis.listening_socket import open_listening_socket, url_of
 from kilotron.apis.process_configs import LogConfig
 from kilotron.apis.service_specs import coordinator_spec, engine_specs, frontend_specs
+from kilotron.checkpoints.source_folder import check_local_folder
 from kilotron.config import InferenceConfig, ServeConfig
 from kilotron.coordinator.credentials import Credentials
 from kilotron.coordinator.run_folder import RunFolder
 from kilotron.coordinator.supervisor import SupervisionEnd, Supervisor, SupervisorEvents
+from kilotron.errors import CheckpointError, ConfigError
 from kilotron.text_generation_server.authentication import KeyRing, check_bind, load_key_ring
 from kilotron.text_generation_server.tls import build_tls_context
 
@@ -36,9 +38,14 @@ def run_service(
         make_events: given the server's URL and the names of all processes; gives who is told what happens to them.
 
     Raises:
-        ConfigError: an option is impossible; nothing was started.
+        ConfigError: an option is impossible, or the model is no checkpoint's folder; nothing was started.
     """
     keys = read_keys(serve)
+    if model is not None:
+        try:
+            check_local_folder(model)
+        except CheckpointError as error:  # found by the engines too, but only after they have imported torch
+            raise ConfigError(str(error)) from error
     with open_listening_socket(serve.host, serve.port) as listener, RunFolder.create() as folder:
         credentials = Credentials.create(f"ipc://{folder.socket_path('coordinator')}")
         log = LogConfig(format=serve.log_format)

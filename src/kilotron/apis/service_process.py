@@ -47,7 +47,7 @@ def main() -> int:
 def run_engine(link: ParentLink) -> None:
     """An engine replica: pulse first, so that loading is seen, then the model, then work."""
     config = msgspec.json.decode(link.config, type=EngineProcessConfig)
-    log_to_stderr(config.log)
+    log_to_stderr(config.log, sys.argv[1])
     if config.cpus is not None:
         os.sched_setaffinity(0, config.cpus)
     from kilotron.coordinator.pulse_sender import PulseSender, ReplicaState, new_incarnation
@@ -69,7 +69,7 @@ def run_engine(link: ParentLink) -> None:
 def run_coordinator(link: ParentLink) -> None:
     """The coordinator."""
     config = msgspec.json.decode(link.config, type=CoordinatorProcessConfig)
-    log_to_stderr(config.log)
+    log_to_stderr(config.log, sys.argv[1])
     from kilotron.config import ServeConfig
     from kilotron.coordinator.coordinator import DataParallelInferenceCoordinator
     from kilotron.coordinator.coordinator_config import CoordinatorConfig
@@ -84,7 +84,7 @@ def run_coordinator(link: ParentLink) -> None:
 def run_frontend(link: ParentLink) -> None:
     """An HTTP front end."""
     config = msgspec.json.decode(link.config, type=FrontendProcessConfig)
-    log_to_stderr(config.log)
+    log_to_stderr(config.log, sys.argv[1])
     from kilotron.apis.frontend import run_frontend as run
 
     run(config, link)

@@ -45,6 +45,7 @@ def engine_specs(
             model=model,
             tokenizer=tokenizer,
             options=changed_options(engine),
+            index=index,
             cpus=None if num_replicas == 1 else _share_of_cpus(index, num_replicas),
             log=log,
         )

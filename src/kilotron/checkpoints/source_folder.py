@@ -14,7 +14,7 @@ from kilotron.checkpoints.damage import broken, shown
 from kilotron.checkpoints.hub_snapshot import CONFIG_FILE, find_hub_snapshot
 from kilotron.errors import CheckpointError, CheckpointNotFoundError
 
-__all__ = ["CONFIG_FILE", "find_checkpoint_folder"]
+__all__ = ["CONFIG_FILE", "check_local_folder", "find_checkpoint_folder"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -47,6 +47,16 @@ def find_checkpoint_folder(source: str | Path, *, revision: str | None = None) -
         raise CheckpointNotFoundError(f"no folder {shown(text)}; {hint}")
     _refuse_other_formats(folder)
     return folder
+
+
+def check_local_folder(source: str) -> None:
+    """Refuses at once a path that is no checkpoint's folder; a hub id that is no path here is not looked up.
+
+    Raises:
+        CheckpointError: as `find_checkpoint_folder` does.
+    """
+    if os.path.exists(os.path.expanduser(source)) or not HUB_ID.fullmatch(source):
+        find_checkpoint_folder(source)
 
 
 def _similar_folder(path: Path) -> str:

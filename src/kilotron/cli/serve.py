@@ -1,13 +1,15 @@
 """`kilotron serve`: an OpenAI-compatible HTTP server with engines behind it."""
 
-import sys
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from kilotron.apis.process_configs import LogConfig
+from kilotron.apis.process_log import log_to_stderr
 from kilotron.apis.service import run_service
-from kilotron.cli.failures import print_error
 from kilotron.cli.loaded_model import check_model_name
 from kilotron.cli.options import ENGINE, RUN, EngineOptions, Model, RunOptions
-from kilotron.cli.output import format_bytes, format_table, note
+from kilotron.cli.output import format_bytes, format_table
 from kilotron.cli.sampling_layers import describe_sampling
 from kilotron.cli.serve_options import (
     LISTEN,
@@ -19,9 +21,12 @@ from kilotron.cli.serve_options import (
     to_serve_config,
 )
 from kilotron.cli.start_report import process_age_s
+from kilotron.coordinator.child_output import STDERR_FD, write_line
 from kilotron.coordinator.parent_link import ChildStatus
 from kilotron.coordinator.supervisor import SupervisorEvents
 from kilotron.sampling_params import SamplingParams
+
+_log = logging.getLogger(__name__)
 
 _BUNDLED = "no MODEL given, serving the bundled tiny model (a toy; give a checkpoint folder or a hub id for a real one)"
 # Lengths for which people want to know how many requests fit.
@@ -55,25 +60,38 @@ def serve(
     check_model_name(model)
     config = to_serve_config(listen, safety, load)
     options = engine.to_config()
+    tell: Callable[[str], None] = _tell
+    if config.log_format == "json":
+        log_to_stderr(LogConfig(format="json"), "supervisor")
+        tell = _log.info
     if model is None:
-        note(_BUNDLED)
+        tell(_BUNDLED)
 
     def make_events(url: str, names: list[str]) -> SupervisorEvents:
-        note(f"listening at {url}; loading")
-        return _ServeEvents(url, names, is_verbose=run.verbose)
+        tell(f"listening at {url}; loading")
+        return _ServeEvents(url, names, tell, has_tables=tell is _tell, is_verbose=run.verbose)
 
     end = run_service(model, engine.tokenizer, options, config, make_events)
     if end.error:
-        print_error(end.error)
+        tell(f"error: {end.error}")
     return end.exit_code
+
+
+def _tell(message: str) -> None:
+    """One line on standard error, whose reader may be gone or stalled: that must not end or stop a server."""
+    write_line(STDERR_FD, f"kilotron: {message}")
 
 
 class _ServeEvents(SupervisorEvents):
     """Tells people how the start goes, and of deaths and restarts."""
 
-    def __init__(self, url: str, names: list[str], *, is_verbose: bool) -> None:
+    def __init__(
+        self, url: str, names: list[str], tell: Callable[[str], None], *, has_tables: bool, is_verbose: bool
+    ) -> None:
         self._url = url
+        self._tell = tell
         self._unready = set(names)
+        self._has_tables = has_tables
         self._is_verbose = is_verbose
         self._details: dict[str, Any] = {}
         self._ready_at: dict[str, float] = {}
@@ -96,23 +114,35 @@ class _ServeEvents(SupervisorEvents):
         """Tells of a death."""
         self._unready.add(name)
         if not why.startswith("exited with code 0"):  # which is how they end when they are asked to
-            note(f"{name} {why}")
+            self._tell(f"{name} {why}")
 
     def on_restart(self, name: str, delay_s: float) -> None:
         """Tells of a restart."""
-        note(f"{name} starts again in {delay_s:g} s")
+        self._tell(f"{name} starts again in {delay_s:g} s")
 
     def _report(self) -> None:
         details = self._details
+        if self._has_tables:
+            self._print_tables(details)
+        self._tell(f"sampling defaults of {details['model']}: {describe_sampling(_params(details))}")
+        self._tell(f"KV cache of each engine: {format_bytes(details['kv_cache_bytes'])}, {_describe_room(details)}")
+        places = f"API: {self._url}/v1, metrics: {self._url}/metrics"
+        self._tell(f"ready after {process_age_s():.1f} s at {self._url}  ({places})")
+
+    def _print_tables(self, details: dict[str, Any]) -> None:
         if self._is_verbose:
             rows = [*details["decisions"], ("kernels", details["kernels"], "")]
-            print(format_table(rows, ("option", "value", "why")), file=sys.stderr)
-            phases = [(name, f"{seconds:.3f}") for name, seconds, _ in details["load_phases"]]
-            phases += [(f"{name} ready", f"{seconds:.3f}") for name, seconds in self._ready_at.items()]
-            print(format_table(phases, ("phase", "seconds"), right=(1,)), file=sys.stderr)
-        note(f"sampling defaults of {details['model']}: {describe_sampling(_params(details))}")
-        note(f"KV cache of each engine: {format_bytes(details['kv_cache_bytes'])}, {_describe_room(details)}")
-        note(f"ready after {process_age_s():.1f} s at {self._url}  (API: {self._url}/v1, metrics: {self._url}/metrics)")
+            _tell_table(rows, ("option", "value", "why"))
+        phases = [(f"engine: {name}", f"{seconds:.3f}") for name, seconds, _ in details["load_phases"]]
+        phases += [(f"{name} ready, since the command", f"{seconds:.3f}") for name, seconds in self._ready_at.items()]
+        _tell_table(phases, ("phase", "seconds"), right=(1,))
+        memory = [(name, format_bytes(num_bytes)) for name, num_bytes in details["memory"]]
+        _tell_table(memory, ("memory of an engine", "bytes"), right=(1,))
+
+
+def _tell_table(rows: Iterable[Sequence[object]], header: Sequence[str], *, right: Sequence[int] = ()) -> None:
+    for line in format_table(rows, header, right=right).splitlines():
+        write_line(STDERR_FD, line)
 
 
 def _params(details: dict[str, Any]) -> SamplingParams:

@@ -47,7 +47,10 @@ class LinePipe:
 
 
 class OutputLog:
-    """Writes lines to a file descriptor, each with the name of who wrote it. Drops what nobody takes, and says so."""
+    """Writes lines to a file descriptor, each with the name of who wrote it. Drops what nobody takes, and says so.
+
+    A line that is a JSON object is left as it is, for machines to read; it says itself whose it is.
+    """
 
     def __init__(self, fd: int = STDERR_FD) -> None:
         """The descriptor stays the caller's."""
@@ -64,10 +67,16 @@ class OutputLog:
             self._num_dropped += 1
 
     def _put(self, name: str, line: str) -> bool:
-        data = f"[{name}] {line}".encode("utf-8", "replace")[: _MAX_LINE_BYTES - 1] + b"\n"
-        poll = select.poll()
-        poll.register(self._fd, select.POLLOUT)
-        try:
-            return bool(poll.poll(0)) and os.write(self._fd, data) > 0
-        except OSError:
-            return False
+        is_json = line.startswith("{") and line.endswith("}")
+        return write_line(self._fd, line if is_json else f"[{name}] {line}")
+
+
+def write_line(fd: int, line: str) -> bool:
+    """Writes one line if that needs no waiting; False when nobody takes it, or the reader is gone."""
+    data = line.encode("utf-8", "replace")[: _MAX_LINE_BYTES - 1] + b"\n"
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    try:
+        return bool(poll.poll(0)) and os.write(fd, data) > 0
+    except OSError:
+        return False

@@ -147,7 +147,9 @@ class ChildProcess:
         self.output.close()
         self.status.close()
         last_lines = tuple(self._last_lines)
-        error = self._failure or next((line.strip() for line in reversed(last_lines) if line.strip()), "")
+        error = self._failure
+        if exit_code != 0 and not error:  # what a child logged last before it ended well says nothing of its end
+            error = next((line.strip() for line in reversed(last_lines) if line.strip()), "")
         return ChildExit(exit_code=exit_code, was_ready=self.is_ready, error=error, last_lines=last_lines)
 
     def _keep(self, lines: list[bytes]) -> list[str]:

@@ -67,7 +67,7 @@ class DataParallelInferenceCoordinator:
     def stop(self) -> None:
         """Ends `run` soon; safe from any thread and from signal handlers. Idempotent."""
         self._is_stopping = True
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # closed already
             os.eventfd_write(self._wake_fd, 1)
 
     def _turn(self) -> None:

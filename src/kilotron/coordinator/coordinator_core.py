@@ -33,6 +33,7 @@ from kilotron.coordinator.wire import (
     ControlAnswer,
     EngineOutput,
     EngineRefusal,
+    Farewell,
     Hello,
     Join,
     MetricsQuery,
@@ -109,6 +110,9 @@ class CoordinatorCore:
             self.metrics.count("protocol_errors")
             self._peers.answer_stranger(address, now)
             return
+        elif kind is Farewell:
+            self._let_go(address, "it said farewell", now, is_farewell=True)
+            return
         else:
             peer.last_heard = now
             roles, handle = self._handlers[kind]
@@ -126,13 +130,16 @@ class CoordinatorCore:
 
     def peer_left(self, address: bytes, now: float) -> None:
         """A peer's process ended, or nothing can be sent to it any more."""
+        self._let_go(address, "its connection or process ended", now)
+
+    def _let_go(self, address: bytes, why: str, now: float, *, is_farewell: bool = False) -> None:
         peer = self._peers.forget(address)
         if peer is None:
             return
         if peer.is_client:
-            self._client_left(peer, "its connection or process ended")
+            self._client_left(peer, why)
         else:
-            self._desk.give_up(peer.incarnation, "its connection or process ended", now)
+            self._desk.give_up(peer.incarnation, why, now, is_farewell=is_farewell)
         self._settle(now)
 
     def tick(self, now: float) -> None:

@@ -24,6 +24,7 @@ from kilotron.coordinator.wire import (
     EngineOutput,
     EngineRefusal,
     EngineVerb,
+    Farewell,
     Finish,
     Hello,
     Join,
@@ -61,6 +62,7 @@ _IDLE_WAIT_S = 0.05
 _SEND_PATIENCE_S = 5.0
 _HELLO_PERIOD_S = 0.5
 _MOST_TIMELINES = 1024
+_LAST_WORD_MS = 200
 
 
 @dataclass(slots=True)
@@ -125,8 +127,11 @@ class EngineWorker:
                     self._socket.wait(_IDLE_WAIT_S)
                 self._send_outputs()
         finally:
+            self._socket.send(
+                encode(Farewell())
+            )  # first: giving memory back takes a while, which must not look like death
             self._engine.close()
-            self._socket.close()
+            self._socket.close(linger_ms=_LAST_WORD_MS)
 
     def stop(self) -> None:
         """Ends `run` after the running step; safe from any thread and from signal handlers."""
@@ -155,12 +160,14 @@ class EngineWorker:
         self._state.refusal = None
 
     def _leave(self) -> None:
-        """Whatever is held was promised to a coordinator that does not count on it any more."""
+        """Whatever is held was promised to a coordinator that does not count on it any more, and so was a pause."""
         self._joined_to = None
         self._next_hello = 0.0
         for request_id in list(self._held):
             self._abort(request_id)
         self._outputs.clear()
+        self._is_paused = False
+        self._engine.resume()
 
     def _take_messages(self) -> None:
         while (frame := self._socket.receive()) is not None:

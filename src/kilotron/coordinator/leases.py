@@ -16,7 +16,7 @@ from kilotron.errors import EngineDiedError
 _LEASE_S = 2.0
 _MOST_MISSES = 2
 # Lists that were queued up behind each other are one list, read late.
-_LEAST_GAP_S = 0.01
+_LEAST_GAP_S = 0.1
 
 
 class LeaseKeeper:

@@ -3,7 +3,8 @@
 One table for everybody who applies lifecycle verbs. Pure: knows nothing of replicas or messages.
 """
 
-from kilotron.coordinator.wire import KVMode, ServiceState, Verb
+from kilotron.config import KVMode
+from kilotron.coordinator.wire import ServiceState, Verb
 from kilotron.errors import LifecycleError
 
 # What is missing is the wrong order. Repeats change nothing; a suspended service is paused as well.

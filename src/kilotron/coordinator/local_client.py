@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 from kilotron.async_stream import AsyncStream
+from kilotron.config import KVMode
 from kilotron.coordinator.service_client import OutputStream, join_batches
 from kilotron.coordinator.submissions import to_output, to_request
 from kilotron.coordinator.wire import (
     ControlAnswer,
     EngineFacts,
     EngineLoad,
-    KVMode,
     MetricsAnswer,
     ReplicaStatus,
     ServiceStatus,

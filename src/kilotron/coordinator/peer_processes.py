@@ -5,6 +5,7 @@ A process is held by a pidfd from its Hello on, so that a number which the syste
 
 import logging
 import os
+import select
 import signal
 
 import zmq
@@ -44,7 +45,7 @@ class PeerProcesses:
     def take_ended(self, descriptor: int) -> set[bytes]:
         """The peers of a process whose pidfd has become readable; it is watched no more."""
         pid = self._pids.get(descriptor)
-        if pid is None:
+        if pid is None or not _is_readable(descriptor):
             return set()
         peers = self._peers.pop(pid, set())
         self._close(pid)
@@ -80,3 +81,10 @@ class PeerProcesses:
             del self._pids[pidfd]
             self._poller.unregister(pidfd)
             os.close(pidfd)
+
+
+def _is_readable(descriptor: int) -> bool:
+    """Asked anew: since the poller said so, the number may have been closed and given to another process's pidfd."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))

@@ -78,9 +78,30 @@ class RemoteRequests:
 
     async def run_all(self, requests: Sequence[InferenceRequest]) -> None:
         """Returns when all have ended; one that failed has status FAILED and an `error`. Cancelling aborts them."""
-        async with asyncio.TaskGroup() as group:
-            for request in requests:
-                group.create_task(self._run(request))
+        running = [self.start(request) for request in requests]
+        try:
+            await asyncio.gather(*running)
+        finally:
+            for one in running:
+                one.cancel()
+
+    def start(self, request: InferenceRequest) -> asyncio.Task[None]:
+        """Sends one request, now. The task is done when it has ended, however it did; cancelling it aborts."""
+        self._running.add(request)
+        try:
+            stream = self._submit(request)
+        except KilotronError as error:
+            _fail(request, error)
+            self._end(request)
+            return asyncio.create_task(asyncio.sleep(0))
+        running = asyncio.create_task(self._collect(request, stream))
+
+        def finish(_: asyncio.Task[None]) -> None:
+            stream.leave()  # also when the task was cancelled before its first step
+            self._end(request)
+
+        running.add_done_callback(finish)
+        return running
 
     async def stream(self, prompt: Prompt, sampling_params: SamplingParams | None) -> AsyncIterator[StreamItem]:
         """Yields one prompt's continuation as it grows; leaving early aborts it.
@@ -104,37 +125,33 @@ class RemoteRequests:
         finally:
             await stream.aclose()
 
-    async def _run(self, request: InferenceRequest) -> None:
-        self._running.add(request)
+    async def _collect(self, request: InferenceRequest, stream: OutputStream) -> None:
         try:
-            stream = self._submit(request)
-            try:
-                async for outputs in stream:
-                    for output in outputs:
-                        take_in(request.choices[output.choice], output)
-                        self.num_tokens_generated += len(output.token_ids)
-            finally:
-                await stream.aclose()
+            async for outputs in stream:
+                for output in outputs:
+                    take_in(request.choices[output.choice], output)
+                    self.num_tokens_generated += len(output.token_ids)
         except KilotronError as error:
-            for choice in request.choices:
-                if not choice.is_finished:
-                    choice.status, choice.finish_reason, choice.error = Status.FAILED, "error", error
-        finally:
-            self._running.discard(request)
-            self.num_requests_finished += 1
-        for choice in request.choices:
-            self._complete(choice)
+            _fail(request, error)
 
     def _submit(self, request: InferenceRequest) -> OutputStream:
         submission = to_submission(request, secrets.token_hex(16), block_size=self._facts.block_size)
         return self._client.submit(submission)
 
-    def _complete(self, request: InferenceRequest) -> None:
-        """What can be made from the ids here need not travel."""
-        if self._tokenizer is not None:
-            complete_tables(request, self._tokenizer)
-        if not request.sampling_params.return_prompt_tokens:
-            request.prompt_tokens = []
+    def _end(self, request: InferenceRequest) -> None:
+        self._running.discard(request)
+        self.num_requests_finished += 1
+        for choice in request.choices:
+            if self._tokenizer is not None:  # what can be made from the ids here need not travel
+                complete_tables(choice, self._tokenizer)
+            if not choice.sampling_params.return_prompt_tokens:
+                choice.prompt_tokens = []
+
+
+def _fail(request: InferenceRequest, error: KilotronError) -> None:
+    for choice in request.choices:
+        if not choice.is_finished:
+            choice.status, choice.finish_reason, choice.error = Status.FAILED, "error", error
 
 
 def _to_item(output: Output) -> StreamItem:

@@ -47,8 +47,9 @@ class ReplicaDesk:
 
     def connected(self, peer: Peer, now: float) -> None:
         """One of a replica's connections was let in, for the first time or again."""
+        if self._replicas.get(peer.incarnation) is None:
+            self._board.mark_changed()
         replica = self._replicas.connect(peer.incarnation, peer.pid, now)
-        self._board.mark_changed()
         if peer.role != "engine":
             return
         replica.engine_peer = peer.address
@@ -56,6 +57,7 @@ class ReplicaDesk:
             # Whoever says Hello holds nothing any more, and joins again.
             _log.warning("replica %s says Hello again; what it ran is lost", peer.incarnation[:8])
             replica.is_joined, replica.phase = False, "loading"
+            self._board.mark_changed()
             self._flow.replica_restarted(peer.incarnation, now)
             self._give_up_all(self._control.replica_left(peer.incarnation), now)
 
@@ -108,14 +110,17 @@ class ReplicaDesk:
         if replica is not None:
             self._give_up_all(self._control.verb_done(replica, done), now)
 
-    def give_up(self, incarnation: str, why: str, now: float) -> None:
-        """A replica is dead, or as good as that: nothing it sends counts any more. Idempotent."""
+    def give_up(self, incarnation: str, why: str, now: float, *, is_farewell: bool = False) -> None:
+        """A replica is dead, or as good as that, or has left: nothing it sends counts any more. Idempotent."""
         self._peers.fence(incarnation)
         replica = self._replicas.remove(incarnation)
         if replica is None:
             return
-        _log.error("replica %s is given up: %s", incarnation[:8], why)
-        self._metrics.count("replica_deaths")
+        if is_farewell:
+            _log.info("replica %s has left", incarnation[:8])
+        else:
+            _log.error("replica %s is given up: %s", incarnation[:8], why)
+            self._metrics.count("replica_deaths")
         self._leases.forget(incarnation)
         self._flow.replica_left(incarnation, why, now)
         self._board.mark_changed()

@@ -118,7 +118,11 @@ class ReplicaTable:
     def cause_of_death(self, replica: Replica, now: float) -> str | None:
         """Why a replica must be given up; None while it need not."""
         silence_s = now - replica.last_pulse
-        if silence_s > _DEAD_HEARTBEATS * self._heartbeat_s:
+        patience_s = _DEAD_HEARTBEATS * self._heartbeat_s
+        if not replica.is_joined:
+            # Importing torch from a slow disk silences all threads of a process, and nobody waits for this one yet.
+            patience_s = max(patience_s, self._step_timeout_s)
+        if silence_s > patience_s:
             return f"no sign of life for {silence_s:.1f} s"
         still_s = max(replica.load.step_age_s, now - replica.last_moved)
         if still_s > self._step_timeout_s:

@@ -78,13 +78,14 @@ class RequestFlow:
         """Gives replicas what they have credit for, in the order of the queue."""
         self.expire(now)
         while self._lifecycle.state == "running" and (request := self._ledger.first_queued()) is not None:
-            submission = request.submission
-            replica = self._router.choose(
-                request.num_choices, len(submission.prompt_tokens), submission.block_hashes, request.lost_on
-            )
-            if replica is None:
+            replica = self._choose(request)
+            if replica is not None:
+                self._start(request, replica, now)
+            elif request.lost_on and self._router.has_room(request.num_choices):
+                # It may not go where there is room, and must not hold up those behind it.
+                self._fail(request, EngineDiedError("the request was lost, and no other engine has room for it"))
+            else:
                 return
-            self._start(request, replica, now)
 
     def expire(self, now: float) -> None:
         """Ends queued requests whose deadline has passed; replicas look after the others."""
@@ -180,6 +181,12 @@ class RequestFlow:
         self._metrics.count("request_success/abort")
         self._abort_at_replica(request)
         self._end(request)
+
+    def _choose(self, request: TrackedRequest) -> str | None:
+        submission = request.submission
+        return self._router.choose(
+            request.num_choices, len(submission.prompt_tokens), submission.block_hashes, request.lost_on
+        )
 
     def _start(self, request: TrackedRequest, replica: str, now: float) -> None:
         submission = request.submission

@@ -3,11 +3,11 @@
 from typing import Any, Protocol, TypeAlias
 
 from kilotron.async_stream import AsyncStream
+from kilotron.config import KVMode
 from kilotron.coordinator.submissions import join_outputs
 from kilotron.coordinator.wire import (
     ControlAnswer,
     EngineFacts,
-    KVMode,
     MetricsAnswer,
     Output,
     ServiceStatus,
@@ -21,7 +21,7 @@ raises the KilotronError that ended the request. Leaving it early aborts the req
 
 
 class ServiceClient(Protocol):
-    """`InferenceClient` (over ZMQ) and `LocalClient` (an engine in this process). Used in one event loop."""
+    """`CoordinatorConnection` (over ZMQ) and `LocalClient` (an engine in this process). Used in one event loop."""
 
     @property
     def status(self) -> ServiceStatus:

@@ -32,12 +32,31 @@ _log = logging.getLogger(__name__)
 _LOG_PERIOD_S = 10.0
 _RATE_PERIOD_S = 1.0
 
+# Counters that are there before anything was counted, so that rates of the first events are right.
+_COUNTED_FROM_ZERO = (
+    "request_success/stop",
+    "request_success/length",
+    "admission_rejections/QueueFullError",
+    "request_retries",
+    "replica_deaths",
+    "protocol_errors",
+)
+_REPLICA_COUNTERS = (
+    "prompt_tokens",
+    "prompt_tokens_cached",
+    "prefix_cache_queries",
+    "prefix_cache_hits",
+    "generation_tokens",
+    "num_preemptions",
+    "engine_steps",
+)
+
 
 class ServiceMetrics:
     """All figures of one coordinator's life."""
 
     def __init__(self) -> None:
-        self._counters: Counter[str] = Counter()
+        self._counters: Counter[str] = Counter(dict.fromkeys(_COUNTED_FROM_ZERO, 0))
         self._of_clients = GrowingCounts()
         self._of_replicas = GrowingCounts()
         self._first_token = Histogram(FIRST_TOKEN_BOUNDS)
@@ -130,11 +149,12 @@ class ServiceMetrics:
             "num_requests_queued": ledger.num_queued,
             "num_queued_tokens": ledger.num_queued_tokens,
             "num_requests_in_flight": len(ledger),
-            "num_replicas_live": sum(replica.is_live for replica in replicas),
+            "replicas_ready": sum(replica.is_live and replica.phase == "ready" for replica in replicas),
             "kv_cache_usage_perc": _kv_usage(replicas, facts),
             "prefix_cache_hit_rate": self._hit_rate,
         }
-        counters = {**self._of_clients.read(), **self._of_replicas.read(), **self._counters}
+        replica_counters = dict.fromkeys(_REPLICA_COUNTERS, 0) | self._of_replicas.read()
+        counters = {**self._of_clients.read(), **replica_counters, **self._counters}
         return MetricsAnswer(nonce, gauges, counters, self._read_histograms(), replicas)
 
     @property

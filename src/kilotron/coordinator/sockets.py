@@ -6,7 +6,6 @@ nothing of messages.
 
 import os
 import socket
-from contextlib import suppress
 from pathlib import Path
 
 import zmq
@@ -44,10 +43,9 @@ class RouterSocket:
 
     def receive(self) -> tuple[bytes, list[bytes]] | None:
         """The next message as (peer, frames); None when there is none now."""
-        try:
-            peer, *frames = self.socket.recv_multipart(zmq.NOBLOCK)
-        except zmq.Again:
+        if not has_message(self.socket):
             return None
+        peer, *frames = self.socket.recv_multipart(zmq.NOBLOCK)
         return peer, frames
 
     def send(self, peer: bytes, frame: bytes) -> bool:
@@ -112,10 +110,9 @@ class DealerSocket:
 
     def receive(self) -> bytes | None:
         """The next frame; None when there is none now."""
-        try:
-            frames = self.socket.recv_multipart(zmq.NOBLOCK)
-        except zmq.Again:
+        if not has_message(self.socket):
             return None
+        frames = self.socket.recv_multipart(zmq.NOBLOCK)
         return frames[0] if len(frames) == 1 else b""
 
     def send(self, frame: bytes) -> bool:
@@ -142,10 +139,9 @@ def free_tcp_address(host: str) -> str:
         return f"tcp://{host}:{listener.getsockname()[1]}"
 
 
-def remove_ipc_file(address: str) -> None:
-    """What a coordinator that was killed leaves behind."""
-    with suppress(OSError):
-        Path(address.removeprefix("ipc://")).unlink()
+def has_message(socket_: zmq.Socket[bytes]) -> bool:
+    """Whether something can be received now; asking costs 2.5 us where trying to receive in vain costs 6."""
+    return bool(int(socket_.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
 
 class _OneKey:

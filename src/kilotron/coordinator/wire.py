@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
+from kilotron.config import KVMode
 from kilotron.errors import ProtocolError
 
 PROTOCOL_VERSION = 1
@@ -16,7 +17,6 @@ MAX_FRAME_BYTES = 16 << 20
 Role: TypeAlias = Literal["engine", "pulse", "client", "controller"]
 """engine and pulse are the two connections of one replica; a controller is a client that may use control verbs."""
 Verb: TypeAlias = Literal["pause", "unpause", "suspend", "resume", "drain"]
-KVMode: TypeAlias = Literal["persist", "offload", "recompute"]
 ServiceState: TypeAlias = Literal["running", "paused", "suspended"]
 Phase: TypeAlias = Literal["starting", "loading", "ready"]
 
@@ -166,6 +166,10 @@ class Hello(Message, tag="hello"):
     """32 hex digits drawn when the peer's process started; both connections of an engine give the same."""
     pid: int
     """0 when the peer is on another host."""
+
+
+class Farewell(Message, tag="farewell"):
+    """The last message on a connection: the peer ends because it was asked to. It holds nothing any more."""
 
 
 # --- from engines ---
@@ -378,10 +382,9 @@ class EngineVerb(Message, tag="engine-verb"):
     kv_mode: KVMode
 
 
-FromEngine: TypeAlias = Hello | Join | Pulse | EngineOutput | EngineRefusal | VerbDone | TimelineAnswer
-FromClient: TypeAlias = Hello | Submission | Abort | ClientPulse | Control | AbortById | MetricsQuery | TimelineQuery
 FromPeer: TypeAlias = (
     Hello
+    | Farewell
     | Join
     | Pulse
     | EngineOutput

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Concatenate, ParamSpec, TypeVar
 
+from kilotron.config import KVMode
 from kilotron.contexts.dynamic_context import DynamicInferenceContext
 from kilotron.engines.abstract_engine import AbstractEngine
 from kilotron.engines.computed_rows import ComputedRows, run_alone
@@ -19,7 +20,7 @@ from kilotron.engines.load_figures import EngineCounts, EngineLoadFigures
 from kilotron.engines.request_end import FINAL_STATUS, Listener, caused, error_of, finish, last_item, tell
 from kilotron.engines.request_intake import Prompt, RequestIntake, spread_params
 from kilotron.engines.request_timeline import RequestTimeline
-from kilotron.engines.suspend_resume import CacheSuspension, KVMode
+from kilotron.engines.suspend_resume import CacheSuspension
 from kilotron.errors import (
     EngineClosedError,
     EngineSuspendedError,

@@ -5,10 +5,9 @@ sends running requests back to the queue. Knows scheduler and storage; who may s
 """
 
 import logging
-from typing import Literal, get_args
+from typing import get_args
 
-import psutil
-
+from kilotron.config import KVMode
 from kilotron.errors import ConfigError, SuspendFailedError
 from kilotron.kernels.interface import KernelBackend
 from kilotron.memory.host_copy import HostCopy, copy_to_host
@@ -17,7 +16,6 @@ from kilotron.scheduling.scheduler import Scheduler
 
 _log = logging.getLogger(__name__)
 
-KVMode = Literal["persist", "offload", "recompute"]
 KV_MODES: tuple[KVMode, ...] = get_args(KVMode)
 
 
@@ -104,5 +102,7 @@ class CacheSuspension:
 def used_memory_bytes(kernels: KernelBackend) -> int:
     """Memory in use where the cache lives: this process's own on a CPU, anybody's (as far as it changes) elsewhere."""
     if kernels.device.type == "cpu":
+        import psutil
+
         return int(psutil.Process().memory_info().rss)
     return -kernels.free_memory_bytes()

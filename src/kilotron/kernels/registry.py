@@ -43,6 +43,12 @@ def choose_device(wanted: str) -> tuple[str, str]:
     return wanted, "asked for"
 
 
+def device_of_replica(wanted: str, index: int) -> str:
+    """Which of several accelerators the replica with this number takes when none is named; what was asked for else."""
+    count = torch.cuda.device_count()
+    return f"cuda:{index % count}" if wanted in ("auto", "cuda") and count > 1 else wanted
+
+
 def choose_backend(wanted: str, device: str) -> BackendChoice:
     """The backend for a device.
 

@@ -6,7 +6,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from kilotron.coordinator.wire import KVMode, Verb
+from kilotron.config import KVMode
+from kilotron.coordinator.wire import Verb
 from kilotron.text_generation_server.http_errors import HttpError
 from kilotron.text_generation_server.json_response import json_response, read_struct
 from kilotron.text_generation_server.server_state import ServerState, owner_of

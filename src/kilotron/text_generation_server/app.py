@@ -247,4 +247,5 @@ class ResponseCounter:
         finally:
             if self._has_access_log:
                 seconds = time.monotonic() - started
-                _log.info("%s %s %d in %.3f s", scope["method"], scope["path"], status, seconds)
+                request_id = scope.get("state", {}).get("request_id", "")
+                _log.info("%s %s %d in %.3f s %s", scope["method"], scope["path"], status, seconds, request_id)

@@ -22,9 +22,10 @@ VLLM_NAMES = frozenset(
         "request_success", "num_preemptions", "prefix_cache_queries", "prefix_cache_hits", "prompt_tokens_cached",
         "time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds",
         "request_queue_time_seconds", "request_prompt_tokens", "request_generation_tokens", "cache_config_info",
+        "admission_rejections",
     }
 )  # fmt: skip
-_LABEL_OF_COUNTER = {"request_success": "finished_reason"}
+_LABEL_OF_COUNTER = {"request_success": "finished_reason", "admission_rejections": "reason"}
 _DEFAULT_LABEL = "code"
 _ALL_ENGINES = "0"
 

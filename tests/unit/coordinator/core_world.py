@@ -91,8 +91,12 @@ class CoreWorld:
             self.collect()
 
     def beat(self, peer: bytes, phase: Phase = "ready", held_ids: list[str] | None = None, **load: Any) -> None:
-        is_pulse = peer.startswith(b"pulse")
-        self.say(peer, Pulse(phase, 1.0, EngineLoad(**load), held_ids) if is_pulse else ClientPulse(held_ids or [], {}))
+        if peer.startswith(b"pulse"):
+            self.say(peer, Pulse(phase, 1.0, EngineLoad(**load), held_ids))
+            return
+        if held_ids is None:
+            held_ids = [request.request_id for request in self.core.ledger.of_client(peer)]
+        self.say(peer, ClientPulse(held_ids, {}))
 
     def collect(self) -> None:
         outbox = self.core.outbox

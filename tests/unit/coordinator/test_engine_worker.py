@@ -20,6 +20,7 @@ from kilotron.coordinator.wire import (
     EngineOutput,
     EngineRefusal,
     EngineVerb,
+    Farewell,
     Hello,
     Join,
     Pulse,
@@ -225,3 +226,12 @@ def test_what_happened_to_a_request_can_be_asked_for(credentials: Credentials, d
         assert timeline[-1]["event"] == "finished"
         coordinator.say(peer, TimelineQuery("n2", "f" * 32))
         assert coordinator.hear(TimelineAnswer)[1].timeline is None
+
+
+def test_a_replica_that_is_told_to_stop_says_farewell(credentials: Credentials) -> None:
+    with FakeCoordinator(credentials) as coordinator:
+        with replica(credentials):
+            coordinator.welcome("pulse")
+            peer = coordinator.welcome("engine")
+            coordinator.hear(Join)
+        assert coordinator.hear(Farewell)[0] == peer

@@ -409,7 +409,7 @@ def test_closed_streams_do_not_stop_a_supervisor(tmp_path: Path) -> None:
     body = f"""
 recorder = Recorder()
 for fd in (0, 1, 2): os.close(fd)
-supervisor = Supervisor([child("a", "print('hello', flush=True); ready(); print('bye', flush=True); wait()")], recorder)
+supervisor = Supervisor([child("a", "print('hello', flush=True); print('bye', flush=True); ready(); wait()")], recorder)
 recorder.reactions = {{"a ready": supervisor.stop}}
 end = supervisor.run()
 open({str(result)!r}, "w").write(f"{{end.exit_code}} {{recorder.reasons}} {{os.readlink('/proc/self/fd/2')}}")

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from fakes import assert_nothing_is_left, kv_gigabytes, make_llm, make_model, make_scripted_engine
+from kilotron.config import KVMode
 from kilotron.engines.dynamic_engine import DynamicInferenceEngine
-from kilotron.engines.suspend_resume import KV_MODES, KVMode
+from kilotron.engines.suspend_resume import KV_MODES
 from kilotron.errors import (
     ConfigError,
     EngineClosedError,

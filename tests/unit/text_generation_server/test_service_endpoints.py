@@ -170,7 +170,7 @@ def test_metrics_have_our_names_and_vllms(service: Service) -> None:
     client = StatusClient(service.facts, a_status())
     client.metrics = MetricsAnswer(
         "",
-        {"num_requests_running": 3.0, "kv_cache_usage_perc": 0.25, "num_replicas_live": 1.0},
+        {"num_requests_running": 3.0, "kv_cache_usage_perc": 0.25, "replicas_ready": 1.0},
         {"prompt_tokens": 7, "request_success/stop": 2, "request_success/length": 1, "http_responses/200": 5},
         {"time_to_first_token_seconds": HistogramFigures([0.1, 1.0], [1, 2, 3], 9.5)},
         client.status.replicas,

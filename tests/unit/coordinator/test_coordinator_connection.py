@@ -1,4 +1,4 @@
-"""InferenceClient: every stream ends exactly once, whatever the coordinator does."""
+"""CoordinatorConnection: every stream ends exactly once, whatever the coordinator does."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from kilotron.coordinator.coordinator_connection import CoordinatorConnection
 from kilotron.coordinator.credentials import Credentials
-from kilotron.coordinator.inference_client import InferenceClient
 from kilotron.coordinator.wire import (
     Abort,
     ClientOutput,
@@ -47,7 +47,7 @@ def credentials(tmp_path: Path) -> Credentials:
 class Scene:
     """A connected client and the coordinator that a test plays."""
 
-    def __init__(self, client: InferenceClient, coordinator: FakeCoordinator, peer: bytes) -> None:
+    def __init__(self, client: CoordinatorConnection, coordinator: FakeCoordinator, peer: bytes) -> None:
         self.client = client
         self.coordinator = coordinator
         self.peer = peer
@@ -61,7 +61,7 @@ class Scene:
 
 def play(credentials: Credentials, story: Callable[[Scene], Awaitable[None]], *, heartbeat_s: float = 2.0) -> None:
     async def run() -> None:
-        client = InferenceClient(credentials)
+        client = CoordinatorConnection(credentials)
         await client.start()
         with FakeCoordinator(credentials, heartbeat_s=heartbeat_s) as coordinator:
             peer = await asyncio.to_thread(coordinator.welcome, "client")
@@ -158,7 +158,7 @@ def test_a_reader_that_leaves_aborts_its_request(credentials: Credentials) -> No
 
 def test_when_the_coordinator_dies_all_requests_end_and_new_ones_are_refused(credentials: Credentials) -> None:
     async def run() -> None:
-        client = InferenceClient(credentials)
+        client = CoordinatorConnection(credentials)
         await client.start()
         with FakeCoordinator(credentials, heartbeat_s=0.1) as first:
             await asyncio.to_thread(first.welcome, "client")
