@@ -43,7 +43,7 @@ def memory_bytes(service: RunningService) -> int:
 
 def test_at_four_times_its_capacity_the_service_goes_on_at_its_peak_and_refuses_the_rest_at_once() -> None:
     limits = ("--max-requests", str(MAX_REQUESTS), "--max-queued-requests", str(MAX_QUEUED))
-    with running("--num-threads", "1", *limits) as service:
+    with running("--num-threads", "1", *limits, heartbeat_s=5) as service:
         before = peak_rate(service)
         memory = memory_bytes(service)
 
