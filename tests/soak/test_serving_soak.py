@@ -99,7 +99,7 @@ def footprint(service: RunningService) -> tuple[int, dict[int, tuple[int, int]]]
 
 
 def test_many_requests_leave_nothing_in_any_process() -> None:
-    with running("--num-threads", "1", "--buffer-size-gb", "0.03") as service:
+    with running("--num-threads", "1", "--buffer-size-gb", "0.03", heartbeat_s=5) as service:
         crowd = Crowd(service.port, seed=1)
         marks = []
         for _ in range(4):

@@ -31,7 +31,7 @@ class RouterSocket:
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.ROUTER)
         self._authenticator: ThreadAuthenticator | None = None
-        _set_limits(self.socket)
+        _set_limits(self.socket, credentials.address)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         try:
             if credentials.curve is not None:
@@ -92,7 +92,7 @@ class DealerSocket:
     def __init__(self, credentials: Credentials) -> None:
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
-        _set_limits(self.socket)
+        _set_limits(self.socket, credentials.address)
         self.socket.setsockopt(zmq.RECONNECT_IVL, 50)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
         # Only to a coordinator that is there: what waits for one that is gone would reach the next, out of its context.
@@ -155,9 +155,12 @@ class _OneKey:
         return zmq.utils.z85.encode(key) == self._public_key if len(key) == 32 else key == self._public_key
 
 
-def _set_limits(socket_: zmq.Socket[bytes]) -> None:
+def _set_limits(socket_: zmq.Socket[bytes], address: str) -> None:
     socket_.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
     socket_.setsockopt(zmq.SNDHWM, _HIGH_WATER_MARK)
     socket_.setsockopt(zmq.RCVHWM, _HIGH_WATER_MARK)
     socket_.setsockopt(zmq.LINGER, 0)
-    socket_.setsockopt(zmq.HEARTBEAT_IVL, _TCP_HEARTBEAT_MS)
+    if address.startswith("tcp://"):
+        # A host that vanished says nothing. On this one the system tells at once of a process that ended, and a process
+        # that has to wait for a processor for so long is no reason to lose what it does.
+        socket_.setsockopt(zmq.HEARTBEAT_IVL, _TCP_HEARTBEAT_MS)

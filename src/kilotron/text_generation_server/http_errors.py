@@ -112,13 +112,6 @@ _INTERNAL = ErrorRule(status=500, code="internal_error", message="An internal er
 
 # The first class that fits counts, so the special ones stand above the general ones. An attribute `retry_after_s` or
 # `param` of the exception itself goes before the rule's.
-# Whoever sends this again kills another engine.
-_QUARANTINED = ErrorRule(
-    status=500,
-    code="engine_died",
-    message="The engines that ran this request died of it, or with it, twice; it is not run again.",
-    may_retry=False,
-)
 ERROR_RULES: tuple[tuple[type[Exception], ErrorRule], ...] = (
     (PromptTooLongError, ErrorRule(status=400, code="context_length_exceeded")),
     (RequestNeverFitsError, ErrorRule(status=400, code="context_length_exceeded")),
@@ -174,8 +167,6 @@ def http_error_of(error: BaseException) -> HttpError:
         message = "Engines died while they ran this request; it may be the cause."
         return HttpError(500, message, code="engine_died", should_retry=False)
     rule = next((rule for kind, rule in ERROR_RULES if isinstance(error, kind)), _INTERNAL)
-    if isinstance(error, EngineDiedError) and not error.is_retryable:
-        rule = _QUARANTINED
     return HttpError(
         rule.status,
         str(error) if rule.message is None else rule.message,
