@@ -5,8 +5,11 @@ import logging
 import time
 
 from kilotron.apis.process_configs import LogConfig
+from kilotron.coordinator.child_output import STDERR_FD, write_line
 
 _MAX_LINE_CHARS = 4096
+# Two of them, escaped, and all else fit into a line.
+_MAX_PART_CHARS = 1500
 
 
 def log_to_stderr(config: LogConfig, process: str) -> None:
@@ -16,12 +19,21 @@ def log_to_stderr(config: LogConfig, process: str) -> None:
         config: how.
         process: its role, for JSON lines; in front of text the supervisor puts its name.
     """
-    handler = logging.StreamHandler()
+    handler = UnblockedHandler()
     handler.setFormatter(JsonLines(process) if config.format == "json" else TextLines())
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger("kilotron").setLevel(config.level)
+
+
+class UnblockedHandler(logging.Handler):
+    """Writes to stderr where that needs no waiting: a reader that has stalled or left must stop no process."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes the lines of one event."""
+        for line in self.format(record).splitlines():
+            write_line(STDERR_FD, line)
 
 
 class TextLines(logging.Formatter):
@@ -50,9 +62,9 @@ class JsonLines(logging.Formatter):
             "process": self._process,
             "pid": record.process,
             "logger": record.name,
-            "message": record.getMessage()[:_MAX_LINE_CHARS],
+            "message": record.getMessage()[:_MAX_PART_CHARS],
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
-            event["traceback"] = self.formatException(record.exc_info)[:_MAX_LINE_CHARS]
+            event["traceback"] = self.formatException(record.exc_info)[-_MAX_PART_CHARS:]
         return json.dumps(event)

@@ -139,6 +139,15 @@ ERROR_RULES: tuple[tuple[type[Exception], ErrorRule], ...] = (
     (QuotaExceededError, ErrorRule(status=429, code="rate_limit_exceeded", may_retry=True)),
     (ServiceUnavailableError, ErrorRule(status=503, code="service_unavailable", may_retry=True)),
     (
+        EngineDiedError,
+        ErrorRule(
+            status=503,
+            code="engine_died",
+            message="The engine that ran the request died before it was done; it may be sent again.",
+            may_retry=True,
+        ),
+    ),
+    (
         EngineClosedError,
         ErrorRule(status=503, code="engine_closed", message="The engine is not running.", may_retry=True),
     ),

@@ -39,6 +39,8 @@ QUIET = [
         (errors.RequestAbortedError("no"), 409, "request_aborted"),
         (errors.QueueFullError("no"), 503, "queue_full"),
         (errors.EngineClosedError("no"), 503, "engine_closed"),
+        (errors.EngineDiedError("no"), 503, "engine_died"),
+        (errors.EngineDiedError("no", is_retryable=False), 500, "engine_died"),
         (errors.NumericalError("no"), 500, "numerical_error"),
         (errors.StepFailedError("no"), 500, "step_failed"),
         (MemoryError(), 503, "out_of_memory"),
