@@ -1,6 +1,7 @@
 """An HTTP front end: the application, its guard and its keys around a client of the coordinator. Imports no torch."""
 
 import asyncio
+import gc
 import logging
 import resource
 import signal
@@ -96,6 +97,8 @@ async def _complete(app: Application, client: CoordinatorConnection, link: Paren
             await renderer.start()
             app.state.renderer = renderer
     app.state.is_complete = True
+    gc.collect()
+    gc.freeze()  # all that is here stays; looking through it for garbage would hold up every stream for some 50 ms
     link.report_ready()
 
 

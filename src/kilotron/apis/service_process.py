@@ -4,6 +4,7 @@ Started by a supervisor only, which hands over the configuration. Imports what i
 engines alone.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -77,6 +78,7 @@ def run_coordinator(link: ParentLink) -> None:
     options = CoordinatorConfig.from_serve_config(ServeConfig(**config.options))
     coordinator = DataParallelInferenceCoordinator(options, config.credentials)
     _on_terminate(coordinator.stop)
+    gc.freeze()  # all that is here stays
     link.report_ready()
     coordinator.run()
 

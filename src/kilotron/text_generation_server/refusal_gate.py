@@ -11,7 +11,7 @@ from kilotron.errors import NoPlaceInQueueError
 from kilotron.text_generation_server.http_errors import http_error_of
 
 # Short against the time in which a queue runs empty, long against what asking the coordinator costs.
-_CLOSED_S = 0.01
+_CLOSED_S = 0.03
 
 
 class RefusalGate:
