@@ -32,6 +32,20 @@ def test_without_descriptors_streams_go_on_and_newcomers_come_in_later() -> None
         assert service.complete(story(1, 5)).outcome == "finished"
 
 
+def test_while_it_serves_nothing_is_written_to_a_disk() -> None:
+    """P17: one that is full can then harm no request."""
+    with running() as service:
+        service.complete(story(0, 5))
+
+        def num_bytes_written() -> int:
+            return sum(psutil.Process(child.pid).io_counters().write_bytes for child in service.children())
+
+        before = num_bytes_written()
+        for index in range(20):
+            assert service.complete(story(index, 5, stream=index % 2 == 0)).outcome == "finished"
+        assert num_bytes_written() == before
+
+
 @pytest.mark.slow
 def test_no_check_is_an_assert() -> None:
     with running(environment={"PYTHONOPTIMIZE": "1"}) as service:

@@ -6,7 +6,6 @@ import logging
 import resource
 import signal
 from pathlib import Path
-from typing import Any
 
 from kilotron.apis.process_configs import FrontendProcessConfig
 from kilotron.apis.service import adopt_listening_socket
@@ -28,13 +27,17 @@ _log = logging.getLogger(__name__)
 # Of the time to drain, for the last words to requests that do not finish, before the supervisor kills.
 _LAST_WORDS_S = 2.0
 _MOST_FILES = 65536
+_BODY_BYTES_PER_TOKEN = 32
 
 
 def run_frontend(config: FrontendProcessConfig, link: ParentLink) -> None:
     """Serves until SIGTERM; then answers what is under way, refuses what is new, and returns."""
     _allow_many_connections()
     with asyncio.Runner(loop_factory=find_loop_factory()) as runner:
-        runner.run(_serve(config, link))
+        try:
+            runner.run(_serve(config, link))
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from group  # one of the tasks failed, and the others were ended for it
 
 
 def _allow_many_connections() -> None:
@@ -50,7 +53,8 @@ async def _serve(config: FrontendProcessConfig, link: ParentLink) -> None:
     client = CoordinatorConnection(config.credentials, role="controller")
     app = build_app(client, None, options, None)
     app.state.is_complete = False  # until it is known which tokenizer the engines have
-    counter = ResponseCounter(_protect(app, config, options), client, has_access_log=options.access_log)
+    guard = _protect(app, config, options)
+    counter = ResponseCounter(guard, client, has_access_log=options.access_log)
     tls = None
     if options.tls_cert_file is not None and options.tls_key_file is not None:
         tls = build_tls_context(Path(options.tls_cert_file), Path(options.tls_key_file))
@@ -60,7 +64,7 @@ async def _serve(config: FrontendProcessConfig, link: ParentLink) -> None:
     loop.add_signal_handler(signal.SIGTERM, terminated.set)
     await client.start()
     async with asyncio.TaskGroup() as group:
-        completing = group.create_task(_complete(app, client, link))
+        completing = group.create_task(_complete(app, guard, client, link))
         group.create_task(_drain(app, client, server, terminated, should_stop))
         await server.serve_until(should_stop)
         completing.cancel()
@@ -69,7 +73,7 @@ async def _serve(config: FrontendProcessConfig, link: ParentLink) -> None:
     await client.close()
 
 
-def _protect(app: Application, config: FrontendProcessConfig, options: ServeConfig) -> Any:
+def _protect(app: Application, config: FrontendProcessConfig, options: ServeConfig) -> Guard:
     """The application inside its layers: keys, and around all the guard."""
     is_local = is_loopback(options.host)
     keys = KeyRing(
@@ -84,10 +88,11 @@ def _protect(app: Application, config: FrontendProcessConfig, options: ServeConf
     )
 
 
-async def _complete(app: Application, client: CoordinatorConnection, link: ParentLink) -> None:
+async def _complete(app: Application, guard: Guard, client: CoordinatorConnection, link: ParentLink) -> None:
     """Loads the tokenizer once the engines have told which one, and brings up what renders its chat template."""
     while client.facts is None:
         await client.wait_for_change()
+    guard.allow_bodies_of(_BODY_BYTES_PER_TOKEN * client.facts.max_sequence_length)
     folder = client.facts.tokenizer
     if folder is not None:
         tokenizer = await asyncio.to_thread(load_tokenizer, folder)

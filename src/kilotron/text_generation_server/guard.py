@@ -9,6 +9,7 @@ import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from dataclasses import replace
 from typing import Any
 
 from kilotron.text_generation_server.authentication import is_admin_path
@@ -61,6 +62,11 @@ class Guard:
         self._allowed_hosts = None if allowed_hosts is None else frozenset(allowed_hosts)
         self._allowed_origins = frozenset(allowed_origins)
         self._is_draining = is_draining
+
+    def allow_bodies_of(self, num_bytes: int) -> None:
+        """Raises the limit of body sizes, if that is more than it is now: for models that read long texts."""
+        if num_bytes > self._limits.max_body_bytes:
+            self._limits = replace(self._limits, max_body_bytes=num_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

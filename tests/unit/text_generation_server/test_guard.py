@@ -116,6 +116,18 @@ def test_an_application_that_hides_the_fault_of_a_body_does_not_get_its_way() ->
     assert (peer.status, peer.error["code"]) == (413, "request_too_large")
 
 
+@pytest.mark.parametrize(("allowed", "status"), [(5, 413), (20, 200)])
+def test_the_limit_of_bodies_is_raised_and_never_lowered(allowed: int, status: int) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start(200))
+        await send(end(await read_all(receive)))
+
+    guard, peer = guarded(app), Peer(b"x" * 15)
+    guard.allow_bodies_of(allowed)
+    asyncio.run(guard(scope((b"content-length", b"15")), peer.receive, peer.send))
+    assert peer.status == status
+
+
 def test_an_error_object_of_the_application_passes() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(start(429))
