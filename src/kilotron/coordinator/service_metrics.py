@@ -36,6 +36,7 @@ _RATE_PERIOD_S = 1.0
 _COUNTED_FROM_ZERO = (
     "request_success/stop",
     "request_success/length",
+    "admission_rejections/NoPlaceInQueueError",
     "admission_rejections/QueueFullError",
     "request_retries",
     "replica_deaths",

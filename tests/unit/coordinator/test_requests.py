@@ -103,7 +103,7 @@ def test_a_full_queue_refuses_by_count_with_a_time_to_come_back() -> None:
     world.say(client, submission_of(id_of(10)))
     world.say(client, submission_of(id_of(11)))
     (failure,) = world.take(client, Failure)
-    assert (failure.request_id, failure.error.code) == (id_of(11), "QueueFullError")
+    assert (failure.request_id, failure.error.code) == (id_of(11), "NoPlaceInQueueError")
     assert failure.error.retry_after_s is not None
     assert 1 <= failure.error.retry_after_s <= 30
 

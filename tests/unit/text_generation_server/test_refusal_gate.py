@@ -31,7 +31,7 @@ def test_the_gate_is_open_until_a_refusal_and_again_a_moment_after_it() -> None:
         gate.check()
     assert (refusal.value.status, refusal.value.code) == (503, "queue_full")
     assert refusal.value.headers["retry-after"] == "7"
-    clock.now += 0.02
+    clock.now += 0.05
     gate.check()
 
 
