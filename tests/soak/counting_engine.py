@@ -26,7 +26,7 @@ from kilotron.coordinator.wire import (
     Work,
     encode,
 )
-from unit.coordinator.core_world import FACTS, hello_of, incarnation_of
+from unit.coordinator.core.core_world import FACTS, hello_of, incarnation_of
 
 STEP_S = 0.002
 BEAT_S = 0.2

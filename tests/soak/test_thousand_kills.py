@@ -16,7 +16,7 @@ from kilotron.coordinator.coordinator_connection import CoordinatorConnection
 from kilotron.coordinator.credentials import Credentials
 from kilotron.errors import EngineDiedError, KilotronError, ServiceUnavailableError
 from soak.counting_engine import token_of
-from unit.coordinator.core_world import submission_of
+from unit.coordinator.core.core_world import submission_of
 from unit.coordinator.raw_peers import running_coordinator
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from kilotron.coordinator.request_ledger import RequestLedger
-from kilotron.coordinator.service_metrics import ServiceMetrics
+from kilotron.coordinator.core.request_ledger import RequestLedger
+from kilotron.coordinator.core.service_metrics import ServiceMetrics
 from kilotron.text_generation_server.metrics import ServiceCollector
 
 ROOT = Path(__file__).parents[2]

@@ -3,8 +3,8 @@
 import threading
 from collections.abc import Sequence
 
-from kilotron.coordinator.child_process import ChildSpec
-from kilotron.coordinator.supervisor import SupervisionEnd, Supervisor, SupervisorEvents
+from kilotron.coordinator.supervision.child_process import ChildSpec
+from kilotron.coordinator.supervision.supervisor import SupervisionEnd, Supervisor, SupervisorEvents
 from kilotron.errors import ConfigError
 
 _CLOSE_PATIENCE_S = 10.0

@@ -21,7 +21,7 @@ from kilotron.async_stream import AsyncStream
 from kilotron.config import InferenceConfig, KVMode, ServeConfig
 from kilotron.coordinator.credentials import Credentials
 from kilotron.coordinator.remote_requests import RemoteRequests
-from kilotron.coordinator.run_folder import RunFolder
+from kilotron.coordinator.supervision.run_folder import RunFolder
 from kilotron.coordinator.wire import EngineFacts, Verb
 from kilotron.engines.request_intake import Prompt
 from kilotron.errors import ConfigError, EngineClosedError, KilotronError

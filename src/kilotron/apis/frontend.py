@@ -11,7 +11,7 @@ from kilotron.apis.process_configs import FrontendProcessConfig
 from kilotron.apis.service import adopt_listening_socket
 from kilotron.config import ServeConfig
 from kilotron.coordinator.coordinator_connection import CoordinatorConnection
-from kilotron.coordinator.parent_link import ParentLink
+from kilotron.coordinator.supervision.parent_link import ParentLink
 from kilotron.errors import ServiceUnavailableError
 from kilotron.text_generation_server.app import Application, ResponseCounter, build_app
 from kilotron.text_generation_server.authentication import Authentication, KeyRing, is_loopback

@@ -5,7 +5,7 @@ import logging
 import time
 
 from kilotron.apis.process_configs import LogConfig
-from kilotron.coordinator.child_output import STDERR_FD, write_line
+from kilotron.coordinator.supervision.child_output import STDERR_FD, write_line
 
 _MAX_LINE_CHARS = 4096
 # Two of them, escaped, and all else fit into a line.

@@ -14,8 +14,8 @@ from kilotron.apis.service_specs import coordinator_spec, engine_specs, frontend
 from kilotron.checkpoints.source_folder import check_local_folder
 from kilotron.config import InferenceConfig, ServeConfig
 from kilotron.coordinator.credentials import Credentials
-from kilotron.coordinator.run_folder import RunFolder
-from kilotron.coordinator.supervisor import SupervisionEnd, Supervisor, SupervisorEvents
+from kilotron.coordinator.supervision.run_folder import RunFolder
+from kilotron.coordinator.supervision.supervisor import SupervisionEnd, Supervisor, SupervisorEvents
 from kilotron.errors import CheckpointError, ConfigError
 from kilotron.text_generation_server.authentication import KeyRing, check_bind, load_key_ring
 from kilotron.text_generation_server.tls import build_tls_context

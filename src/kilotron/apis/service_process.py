@@ -17,8 +17,8 @@ import msgspec
 
 from kilotron.apis.process_configs import CoordinatorProcessConfig, EngineProcessConfig, FrontendProcessConfig
 from kilotron.apis.process_log import log_to_stderr
-from kilotron.coordinator.child_process import EXIT_USAGE
-from kilotron.coordinator.parent_link import ParentLink
+from kilotron.coordinator.supervision.child_process import EXIT_USAGE
+from kilotron.coordinator.supervision.parent_link import ParentLink
 from kilotron.errors import CheckpointError, ConfigError, KernelError, KilotronError, ProtocolError, TokenizerError
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from kilotron.apis.process_configs import (
     LogConfig,
 )
 from kilotron.config import InferenceConfig, ServeConfig
-from kilotron.coordinator.child_process import ChildSpec
 from kilotron.coordinator.credentials import Credentials
+from kilotron.coordinator.supervision.child_process import ChildSpec
 from kilotron.text_generation_server.authentication import ADMIN_KEY_VARIABLE, API_KEY_VARIABLE, KeyRing
 
 # Front ends drain first, with engines and coordinator still at work behind them.

@@ -21,9 +21,9 @@ from kilotron.cli.serve_options import (
     to_serve_config,
 )
 from kilotron.cli.start_report import process_age_s
-from kilotron.coordinator.child_output import STDERR_FD, write_line
-from kilotron.coordinator.parent_link import ChildStatus
-from kilotron.coordinator.supervisor import SupervisorEvents
+from kilotron.coordinator.supervision.child_output import STDERR_FD, write_line
+from kilotron.coordinator.supervision.parent_link import ChildStatus
+from kilotron.coordinator.supervision.supervisor import SupervisorEvents
 from kilotron.sampling_params import SamplingParams
 
 _log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from typing import Any
 import zmq
 
 from kilotron.coordinator.coordinator_config import CoordinatorConfig
-from kilotron.coordinator.coordinator_core import CoordinatorCore
+from kilotron.coordinator.core.coordinator_core import CoordinatorCore
 from kilotron.coordinator.credentials import Credentials
 from kilotron.coordinator.peer_processes import PeerProcesses
 from kilotron.coordinator.sockets import RouterSocket

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Self
 
 from kilotron.config import ServeConfig
-from kilotron.coordinator.routing import Policy
+from kilotron.coordinator.core.routing import Policy
 
 
 @dataclass(frozen=True, kw_only=True)

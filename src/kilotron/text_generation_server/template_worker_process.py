@@ -16,7 +16,7 @@ from typing import Any
 
 import jinja2.sandbox  # noqa: F401  chat templates would only import it at the first use, under the limits
 
-from kilotron.coordinator.parent_death import die_with_parent
+from kilotron.coordinator.supervision.parent_death import die_with_parent
 from kilotron.errors import ChatTemplateError
 from kilotron.tokenization.chat_template import ChatTemplate
 

@@ -27,7 +27,7 @@ from kilotron.coordinator.wire import (
     Welcome,
     encode,
 )
-from unit.coordinator.core_world import FACTS, hello_of, incarnation_of
+from unit.coordinator.core.core_world import FACTS, hello_of, incarnation_of
 
 PATIENCE_S = 10.0
 M = TypeVar("M", bound=Message)

@@ -32,7 +32,7 @@ from kilotron.coordinator.wire import (
     encode,
 )
 from kilotron.errors import ConfigError
-from unit.coordinator.core_world import FACTS, hello_of, incarnation_of, output_of, submission_of
+from unit.coordinator.core.core_world import FACTS, hello_of, incarnation_of, output_of, submission_of
 from unit.coordinator.raw_peers import RawPeer, RunningCoordinator, running_coordinator
 
 ID = "a" * 32

@@ -3,12 +3,12 @@
 This is how a message that was lost is noticed when nobody died.
 """
 
-from kilotron.coordinator.ended_requests import EndedRequests
-from kilotron.coordinator.outbox import Outbox
-from kilotron.coordinator.replicas import Replica
+from kilotron.coordinator.core.ended_requests import EndedRequests
+from kilotron.coordinator.core.outbox import Outbox
+from kilotron.coordinator.core.replicas import Replica
+from kilotron.coordinator.core.request_flow import RequestFlow
+from kilotron.coordinator.core.request_ledger import RequestLedger
 from kilotron.coordinator.request_errors import to_wire
-from kilotron.coordinator.request_flow import RequestFlow
-from kilotron.coordinator.request_ledger import RequestLedger
 from kilotron.coordinator.wire import Abort, Failure
 from kilotron.errors import EngineDiedError
 

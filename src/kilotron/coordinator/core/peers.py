@@ -8,8 +8,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from kilotron.coordinator.core.outbox import Outbox
 from kilotron.coordinator.credentials import Credentials
-from kilotron.coordinator.outbox import Outbox
 from kilotron.coordinator.wire import PROTOCOL_VERSION, Hello, Role, Unwelcome
 from kilotron.errors import ProtocolError
 

@@ -23,7 +23,7 @@ from kilotron.coordinator.wire import (
     TimelineQuery,
     Work,
 )
-from unit.coordinator.core_world import FACTS, CoreWorld, output_of, submission_of
+from unit.coordinator.core.core_world import FACTS, CoreWorld, output_of, submission_of
 
 CREDITS = 2 * FACTS.max_requests
 
@@ -291,7 +291,7 @@ def test_clients_are_told_regularly_and_get_the_facts_first() -> None:
 def test_the_line_that_people_grep_for_is_logged_every_ten_seconds_of_work(caplog: pytest.LogCaptureFixture) -> None:
     world = CoreWorld()
     _, pulse = world.replica()
-    with caplog.at_level("INFO", "kilotron.coordinator.service_metrics"):
+    with caplog.at_level("INFO", "kilotron.coordinator.core.service_metrics"):
         for number in range(24):
             world.beat(pulse, num_prompt_tokens=10 * number, num_generated_tokens=20 * number, num_blocks_owned=8)
             world.wait(1.0)

@@ -5,7 +5,7 @@ from collections import defaultdict
 from typing import Any, TypeVar
 
 from kilotron.coordinator.coordinator_config import CoordinatorConfig
-from kilotron.coordinator.coordinator_core import CoordinatorCore
+from kilotron.coordinator.core.coordinator_core import CoordinatorCore
 from kilotron.coordinator.credentials import Credentials
 from kilotron.coordinator.wire import (
     COORDINATOR_DECODER,

@@ -1,12 +1,12 @@
 """Admission: whether a coordinator takes a request in, and if not, why and when to come back."""
 
 from kilotron.coordinator.coordinator_config import CoordinatorConfig
-from kilotron.coordinator.ended_requests import EndedRequests
-from kilotron.coordinator.lifecycle import Lifecycle
-from kilotron.coordinator.replicas import ReplicaTable
-from kilotron.coordinator.request_ledger import RequestLedger
-from kilotron.coordinator.routing import Router
-from kilotron.coordinator.service_metrics import ServiceMetrics
+from kilotron.coordinator.core.ended_requests import EndedRequests
+from kilotron.coordinator.core.lifecycle import Lifecycle
+from kilotron.coordinator.core.replicas import ReplicaTable
+from kilotron.coordinator.core.request_ledger import RequestLedger
+from kilotron.coordinator.core.routing import Router
+from kilotron.coordinator.core.service_metrics import ServiceMetrics
 from kilotron.coordinator.wire import Submission
 from kilotron.errors import (
     DeadlineExceededError,

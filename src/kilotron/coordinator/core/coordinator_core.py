@@ -7,24 +7,24 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from kilotron.coordinator.admission import Admission
 from kilotron.coordinator.coordinator_config import CoordinatorConfig
+from kilotron.coordinator.core.admission import Admission
+from kilotron.coordinator.core.ended_requests import EndedRequests
+from kilotron.coordinator.core.leases import LeaseKeeper
+from kilotron.coordinator.core.lifecycle import Lifecycle
+from kilotron.coordinator.core.lifecycle_control import LifecycleControl
+from kilotron.coordinator.core.outbox import Outbox
+from kilotron.coordinator.core.peers import Peer, PeerRegistry
+from kilotron.coordinator.core.replica_desk import ReplicaDesk
+from kilotron.coordinator.core.replicas import ReplicaTable
+from kilotron.coordinator.core.request_flow import RequestFlow
+from kilotron.coordinator.core.request_ledger import RequestLedger
+from kilotron.coordinator.core.routing import Router
+from kilotron.coordinator.core.service_metrics import ServiceMetrics
+from kilotron.coordinator.core.status_board import StatusBoard
+from kilotron.coordinator.core.timeline_queries import TimelineQueries
 from kilotron.coordinator.credentials import Credentials
-from kilotron.coordinator.ended_requests import EndedRequests
-from kilotron.coordinator.leases import LeaseKeeper
-from kilotron.coordinator.lifecycle import Lifecycle
-from kilotron.coordinator.lifecycle_control import LifecycleControl
-from kilotron.coordinator.outbox import Outbox
-from kilotron.coordinator.peers import Peer, PeerRegistry
-from kilotron.coordinator.replica_desk import ReplicaDesk
-from kilotron.coordinator.replicas import ReplicaTable
 from kilotron.coordinator.request_errors import to_wire
-from kilotron.coordinator.request_flow import RequestFlow
-from kilotron.coordinator.request_ledger import RequestLedger
-from kilotron.coordinator.routing import Router
-from kilotron.coordinator.service_metrics import ServiceMetrics
-from kilotron.coordinator.status_board import StatusBoard
-from kilotron.coordinator.timeline_queries import TimelineQueries
 from kilotron.coordinator.wire import (
     Abort,
     AbortById,

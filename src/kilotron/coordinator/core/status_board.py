@@ -1,10 +1,10 @@
 """StatusBoard: tells all clients how the service is, regularly and at once when it changes."""
 
-from kilotron.coordinator.lifecycle import Lifecycle
-from kilotron.coordinator.outbox import Outbox
-from kilotron.coordinator.peers import PeerRegistry
-from kilotron.coordinator.replicas import ReplicaTable
-from kilotron.coordinator.request_ledger import RequestLedger
+from kilotron.coordinator.core.lifecycle import Lifecycle
+from kilotron.coordinator.core.outbox import Outbox
+from kilotron.coordinator.core.peers import PeerRegistry
+from kilotron.coordinator.core.replicas import ReplicaTable
+from kilotron.coordinator.core.request_ledger import RequestLedger
 from kilotron.coordinator.wire import EngineFacts, ServiceStatus
 
 _SHORTEST_PERIOD_S, _LONGEST_PERIOD_S = 0.25, 1.0

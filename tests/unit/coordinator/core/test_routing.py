@@ -3,10 +3,10 @@
 import msgspec
 import pytest
 
-from kilotron.coordinator.routing import Policy, Router
+from kilotron.coordinator.core.routing import Policy, Router
 from kilotron.coordinator.submissions import block_hashes
 from kilotron.coordinator.wire import AllBlocksCleared, BlockRemoved, BlockStored
-from unit.coordinator.core_world import FACTS
+from unit.coordinator.core.core_world import FACTS
 
 PROMPT = list(range(16))
 HASHES = block_hashes(PROMPT, "", FACTS.block_size)

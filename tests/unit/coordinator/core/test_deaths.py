@@ -16,7 +16,7 @@ from kilotron.coordinator.wire import (
     Unwelcome,
     Work,
 )
-from unit.coordinator.core_world import FACTS, CoreWorld, hello_of, incarnation_of, output_of, submission_of
+from unit.coordinator.core.core_world import FACTS, CoreWorld, hello_of, incarnation_of, output_of, submission_of
 
 ID = "a" * 32
 

@@ -1,6 +1,6 @@
 """Sums over sources that come and go."""
 
-from kilotron.coordinator.growing_counts import GrowingCounts
+from kilotron.coordinator.core.growing_counts import GrowingCounts
 
 
 def test_sums_keep_what_sources_that_are_gone_counted() -> None:

@@ -3,9 +3,9 @@
 import itertools
 from collections import OrderedDict
 
-from kilotron.coordinator.ended_requests import EndedRequests
-from kilotron.coordinator.outbox import Outbox
-from kilotron.coordinator.replicas import ReplicaTable
+from kilotron.coordinator.core.ended_requests import EndedRequests
+from kilotron.coordinator.core.outbox import Outbox
+from kilotron.coordinator.core.replicas import ReplicaTable
 from kilotron.coordinator.wire import TimelineAnswer, TimelineQuery
 
 _MOST_OPEN = 1024

@@ -27,7 +27,7 @@ from kilotron.coordinator.wire import (
     VerbDone,
     Work,
 )
-from unit.coordinator.core_world import FACTS, CoreWorld, hello_of, incarnation_of, output_of, submission_of
+from unit.coordinator.core.core_world import FACTS, CoreWorld, hello_of, incarnation_of, output_of, submission_of
 
 CREDITS = 2 * FACTS.max_requests
 Fault = Literal["none", "drop", "twice", "backwards", "choice"]

@@ -10,9 +10,14 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from kilotron.coordinator.child_output import LinePipe
-from kilotron.coordinator.parent_link import MAX_STATUS_BYTES, PARENT_PID_VARIABLE, STATUS_FD_VARIABLE, ChildStatus
-from kilotron.coordinator.restart_policy import RestartPolicy
+from kilotron.coordinator.supervision.child_output import LinePipe
+from kilotron.coordinator.supervision.parent_link import (
+    MAX_STATUS_BYTES,
+    PARENT_PID_VARIABLE,
+    STATUS_FD_VARIABLE,
+    ChildStatus,
+)
+from kilotron.coordinator.supervision.restart_policy import RestartPolicy
 
 EXIT_USAGE = 2
 

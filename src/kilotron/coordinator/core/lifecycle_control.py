@@ -4,9 +4,9 @@ import itertools
 import logging
 from dataclasses import dataclass, field
 
-from kilotron.coordinator.lifecycle import Lifecycle
-from kilotron.coordinator.outbox import Outbox
-from kilotron.coordinator.replicas import Replica, ReplicaTable
+from kilotron.coordinator.core.lifecycle import Lifecycle
+from kilotron.coordinator.core.outbox import Outbox
+from kilotron.coordinator.core.replicas import Replica, ReplicaTable
 from kilotron.coordinator.request_errors import to_wire
 from kilotron.coordinator.wire import (
     Control,

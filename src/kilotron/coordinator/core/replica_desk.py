@@ -2,16 +2,16 @@
 
 import logging
 
-from kilotron.coordinator.leases import LeaseKeeper
-from kilotron.coordinator.lifecycle import Lifecycle
-from kilotron.coordinator.lifecycle_control import LifecycleControl
-from kilotron.coordinator.outbox import Outbox
-from kilotron.coordinator.peers import Peer, PeerRegistry
-from kilotron.coordinator.replicas import Replica, ReplicaTable
-from kilotron.coordinator.request_flow import RequestFlow
-from kilotron.coordinator.routing import Router
-from kilotron.coordinator.service_metrics import ServiceMetrics
-from kilotron.coordinator.status_board import StatusBoard
+from kilotron.coordinator.core.leases import LeaseKeeper
+from kilotron.coordinator.core.lifecycle import Lifecycle
+from kilotron.coordinator.core.lifecycle_control import LifecycleControl
+from kilotron.coordinator.core.outbox import Outbox
+from kilotron.coordinator.core.peers import Peer, PeerRegistry
+from kilotron.coordinator.core.replicas import Replica, ReplicaTable
+from kilotron.coordinator.core.request_flow import RequestFlow
+from kilotron.coordinator.core.routing import Router
+from kilotron.coordinator.core.service_metrics import ServiceMetrics
+from kilotron.coordinator.core.status_board import StatusBoard
 from kilotron.coordinator.wire import EngineOutput, EngineRefusal, Join, Pulse, VerbDone
 from kilotron.errors import ProtocolError
 

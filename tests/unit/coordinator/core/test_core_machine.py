@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from kilotron.config import KVMode
 from kilotron.coordinator.wire import Verb
-from unit.coordinator.service_play import Fault, ServicePlay
+from unit.coordinator.core.service_play import Fault, ServicePlay
 
 faults: st.SearchStrategy[Fault] = st.sampled_from(["none"] * 6 + ["drop", "drop", "twice", "backwards", "choice"])  # type: ignore[list-item]
 verbs: st.SearchStrategy[Verb] = st.sampled_from(["pause", "unpause", "suspend", "resume", "unpause"])

@@ -2,9 +2,9 @@
 
 import pytest
 
-from kilotron.coordinator.request_ledger import RequestLedger, TrackedRequest
+from kilotron.coordinator.core.request_ledger import RequestLedger, TrackedRequest
 from kilotron.errors import DuplicateRequestError, QueueFullError, QuotaExceededError
-from unit.coordinator.core_world import submission_of
+from unit.coordinator.core.core_world import submission_of
 
 
 def add(

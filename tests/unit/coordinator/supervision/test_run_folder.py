@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from kilotron.coordinator.run_folder import RunFolder
+from kilotron.coordinator.supervision.run_folder import RunFolder
 from kilotron.errors import ConfigError
 
-SOURCES = Path(__file__).parents[3] / "src"
+SOURCES = Path(__file__).parents[4] / "src"
 LEAVING_A_FOLDER = """
 import os
-from kilotron.coordinator.run_folder import RunFolder
+from kilotron.coordinator.supervision.run_folder import RunFolder
 print(RunFolder.create().path, flush=True)
 {end}
 """

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 import msgspec
 
-from kilotron.coordinator.parent_death import die_with_parent
+from kilotron.coordinator.supervision.parent_death import die_with_parent
 
 PARENT_PID_VARIABLE = "KILOTRON_CHILD_PARENT_PID"
 STATUS_FD_VARIABLE = "KILOTRON_CHILD_STATUS_FD"

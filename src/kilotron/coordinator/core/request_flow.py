@@ -5,15 +5,15 @@ Knows replicas by incarnation and clients by address; who they are was checked b
 
 import msgspec
 
-from kilotron.coordinator.admission import Admission
-from kilotron.coordinator.ended_requests import EndedRequests
-from kilotron.coordinator.lifecycle import Lifecycle
-from kilotron.coordinator.outbox import Outbox
-from kilotron.coordinator.replicas import Replica, ReplicaTable
+from kilotron.coordinator.core.admission import Admission
+from kilotron.coordinator.core.ended_requests import EndedRequests
+from kilotron.coordinator.core.lifecycle import Lifecycle
+from kilotron.coordinator.core.outbox import Outbox
+from kilotron.coordinator.core.replicas import Replica, ReplicaTable
+from kilotron.coordinator.core.request_ledger import RequestLedger, TrackedRequest
+from kilotron.coordinator.core.routing import Router
+from kilotron.coordinator.core.service_metrics import ServiceMetrics
 from kilotron.coordinator.request_errors import to_wire
-from kilotron.coordinator.request_ledger import RequestLedger, TrackedRequest
-from kilotron.coordinator.routing import Router
-from kilotron.coordinator.service_metrics import ServiceMetrics
 from kilotron.coordinator.wire import (
     Abort,
     ClientOutput,

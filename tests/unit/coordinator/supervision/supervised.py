@@ -6,10 +6,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from kilotron.coordinator.child_process import ChildSpec
-from kilotron.coordinator.parent_link import ChildStatus
-from kilotron.coordinator.restart_policy import RestartPolicy
-from kilotron.coordinator.supervisor import SupervisionEnd, Supervisor, SupervisorEvents
+from kilotron.coordinator.supervision.child_process import ChildSpec
+from kilotron.coordinator.supervision.parent_link import ChildStatus
+from kilotron.coordinator.supervision.restart_policy import RestartPolicy
+from kilotron.coordinator.supervision.supervisor import SupervisionEnd, Supervisor, SupervisorEvents
 
 FAST = RestartPolicy(delays_s=(0.01,))
 

@@ -7,15 +7,15 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 
-from kilotron.coordinator.growing_counts import GrowingCounts
-from kilotron.coordinator.histograms import (
+from kilotron.coordinator.core.growing_counts import GrowingCounts
+from kilotron.coordinator.core.histograms import (
     FIRST_TOKEN_BOUNDS,
     INTER_TOKEN_BOUNDS,
     REQUEST_BOUNDS,
     TOKEN_BOUNDS,
     Histogram,
 )
-from kilotron.coordinator.request_ledger import RequestLedger, TrackedRequest
+from kilotron.coordinator.core.request_ledger import RequestLedger, TrackedRequest
 from kilotron.coordinator.wire import (
     EngineFacts,
     EngineLoad,

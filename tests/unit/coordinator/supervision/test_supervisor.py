@@ -8,13 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from kilotron.coordinator.child_process import ChildSpec
-from kilotron.coordinator.restart_policy import RestartHistory, RestartPolicy
-from kilotron.coordinator.supervisor import SupervisionEnd, Supervisor
-from unit.coordinator.supervised import DEAF, FAST, PRELUDE, WAITING, Recorder, child, is_alive, run, wait_for_end
+from kilotron.coordinator.supervision.child_process import ChildSpec
+from kilotron.coordinator.supervision.restart_policy import RestartHistory, RestartPolicy
+from kilotron.coordinator.supervision.supervisor import SupervisionEnd, Supervisor
+from unit.coordinator.supervision.supervised import (
+    DEAF,
+    FAST,
+    PRELUDE,
+    WAITING,
+    Recorder,
+    child,
+    is_alive,
+    run,
+    wait_for_end,
+)
 
-SOURCES = Path(__file__).parents[3] / "src"
-TESTS = Path(__file__).parents[2]
+SOURCES = Path(__file__).parents[4] / "src"
+TESTS = Path(__file__).parents[3]
 
 
 def signal_self(number: int) -> None:
@@ -320,7 +330,7 @@ def test_garbage_on_the_status_pipe_is_ignored() -> None:
 
 LINKED = """
 import os, sys
-from kilotron.coordinator.parent_link import ParentLink
+from kilotron.coordinator.supervision.parent_link import ParentLink
 link = ParentLink.connect()
 assert sys.stdin.read() == "" and "KILOTRON_CHILD_PARENT_PID" not in os.environ
 link.report_phase("loading weights", 0.5)
@@ -357,9 +367,9 @@ def test_a_child_gets_its_configuration_and_its_sockets() -> None:
 SUPERVISING = """
 import os, sys
 sys.path[:0] = [{sources!r}, {tests!r}]
-from kilotron.coordinator.child_process import ChildSpec
-from kilotron.coordinator.supervisor import Supervisor
-from unit.coordinator.supervised import Recorder, WAITING, child
+from kilotron.coordinator.supervision.child_process import ChildSpec
+from kilotron.coordinator.supervision.supervisor import Supervisor
+from unit.coordinator.supervision.supervised import Recorder, WAITING, child
 {body}
 """
 
@@ -373,9 +383,9 @@ def test_children_and_their_children_die_with_a_killed_supervisor() -> None:
     body = """
 linked = '''
 import os, subprocess, sys
-from kilotron.coordinator.parent_link import ParentLink
+from kilotron.coordinator.supervision.parent_link import ParentLink
 link = ParentLink.connect()
-dying = "import sys; from kilotron.coordinator.parent_death import die_with_parent; "
+dying = "import sys; from kilotron.coordinator.supervision.parent_death import die_with_parent; "
 dying += f"die_with_parent({os.getpid()}); print(flush=True); sys.stdin.read()"
 grandchild = subprocess.Popen([sys.executable, "-c", dying], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 grandchild.stdout.readline()
@@ -398,7 +408,7 @@ Supervisor([spec], recorder).run()
 
 
 def test_a_child_whose_parent_is_already_gone_ends_at_once() -> None:
-    code = "from kilotron.coordinator.parent_death import die_with_parent; die_with_parent(1 << 22)"
+    code = "from kilotron.coordinator.supervision.parent_death import die_with_parent; die_with_parent(1 << 22)"
     done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(SOURCES)}, check=False)
 
     assert done.returncode == -signal.SIGKILL
@@ -420,7 +430,8 @@ os._exit(0)
 
 
 def test_a_supervisor_imports_neither_torch_nor_asyncio() -> None:
-    code = "import sys, kilotron.coordinator.supervisor, kilotron.coordinator.run_folder; print(*sys.modules)"
+    package = "kilotron.coordinator.supervision"
+    code = f"import sys, {package}.supervisor, {package}.run_folder; print(*sys.modules)"
     environment = {"PYTHONPATH": str(SOURCES)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kilotron.coordinator.lifecycle import Lifecycle, next_state
+from kilotron.coordinator.core.lifecycle import Lifecycle, next_state
 from kilotron.coordinator.wire import ServiceState, Verb
 from kilotron.errors import LifecycleError
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 
-from kilotron.coordinator.child_output import STDERR_FD, OutputLog
-from kilotron.coordinator.child_process import EXIT_USAGE, ChildExit, ChildProcess, ChildSpec
-from kilotron.coordinator.parent_link import ChildStatus
-from kilotron.coordinator.restart_policy import RestartHistory
+from kilotron.coordinator.supervision.child_output import STDERR_FD, OutputLog
+from kilotron.coordinator.supervision.child_process import EXIT_USAGE, ChildExit, ChildProcess, ChildSpec
+from kilotron.coordinator.supervision.parent_link import ChildStatus
+from kilotron.coordinator.supervision.restart_policy import RestartHistory
 
 EXIT_FAILURE = 1
 _EXIT_OF_SIGNAL = 128  # plus its number, as a shell says it

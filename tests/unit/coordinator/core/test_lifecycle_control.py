@@ -11,7 +11,7 @@ from kilotron.coordinator.wire import (
     VerbDone,
     Work,
 )
-from unit.coordinator.core_world import CoreWorld, output_of, submission_of
+from unit.coordinator.core.core_world import CoreWorld, output_of, submission_of
 
 ID = "a" * 32
 

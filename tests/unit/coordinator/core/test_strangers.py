@@ -18,7 +18,7 @@ from kilotron.coordinator.wire import (
     Work,
 )
 from kilotron.errors import ProtocolError
-from unit.coordinator.core_world import (
+from unit.coordinator.core.core_world import (
     CREDENTIALS,
     FACTS,
     CoreWorld,
