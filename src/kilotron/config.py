@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple, Self
 from kilotron.errors import ConfigError
 
 GIB = 1 << 30
+API_KEY_VARIABLE = "KILOTRON_API_KEY"
+ADMIN_KEY_VARIABLE = "KILOTRON_ADMIN_KEY"
 
 KVMode = Literal["persist", "offload", "recompute"]
 """What becomes of the KV cache while an engine is suspended."""

@@ -4,7 +4,6 @@ A ready model, which cannot be sent anywhere, gets an engine in a thread of this
 """
 
 import asyncio
-import os
 import queue
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -16,6 +15,7 @@ from kilotron.apis.client_thread import ClientThread
 from kilotron.apis.listening_socket import open_listening_socket, url_of
 from kilotron.apis.process_configs import LogConfig
 from kilotron.apis.progress import RequestProgressBar
+from kilotron.apis.server_extra import require_server_extra
 from kilotron.apis.service_specs import coordinator_spec, engine_specs, frontend_specs
 from kilotron.async_stream import AsyncStream
 from kilotron.config import InferenceConfig, KVMode, ServeConfig
@@ -28,7 +28,6 @@ from kilotron.errors import ConfigError, EngineClosedError, KilotronError
 from kilotron.inference_request import InferenceRequest
 from kilotron.sampling_params import SamplingParams
 from kilotron.text_generation_controllers.stream_item import StreamItem
-from kilotron.text_generation_server.authentication import check_bind, load_key_ring
 from kilotron.tokenization import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -171,10 +170,10 @@ class CoordinatorMode:
     def serve(self, config: ServeConfig, *, blocking: bool) -> str:
         """Starts HTTP front ends and returns their URL, at once or when they have ended."""
         self._check_open()
-        keys = load_key_ring(
-            os.environ, *(None if file is None else Path(file) for file in (config.api_key_file, config.admin_key_file))
-        )
-        check_bind(config.host, keys, allow_public_without_key=config.allow_public_without_key)
+        require_server_extra()
+        from kilotron.apis.service import read_keys
+
+        keys = read_keys(config)
         with open_listening_socket(config.host, config.port) as listener:
             url = url_of(listener, has_tls=config.tls_cert_file is not None)
             specs = frontend_specs(self.credentials, config, keys, listener.fileno(), _QUIET)

@@ -3,7 +3,7 @@
 import os
 import sys
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -13,10 +13,12 @@ from kilotron.apis.process_configs import (
     FrontendProcessConfig,
     LogConfig,
 )
-from kilotron.config import InferenceConfig, ServeConfig
+from kilotron.config import ADMIN_KEY_VARIABLE, API_KEY_VARIABLE, InferenceConfig, ServeConfig
 from kilotron.coordinator.credentials import Credentials
 from kilotron.coordinator.supervision.child_process import ChildSpec
-from kilotron.text_generation_server.authentication import ADMIN_KEY_VARIABLE, API_KEY_VARIABLE, KeyRing
+
+if TYPE_CHECKING:
+    from kilotron.text_generation_server.authentication import KeyRing
 
 # Front ends drain first, with engines and coordinator still at work behind them.
 _FRONTEND_STAGE, _ENGINE_STAGE, _COORDINATOR_STAGE = 0, 1, 2
@@ -54,7 +56,7 @@ def engine_specs(
 
 
 def frontend_specs(
-    credentials: Credentials, serve: ServeConfig, keys: KeyRing, listening_fd: int, log: LogConfig
+    credentials: Credentials, serve: ServeConfig, keys: "KeyRing", listening_fd: int, log: LogConfig
 ) -> list[ChildSpec]:
     """One process for each front end; they share the listening socket."""
     config = FrontendProcessConfig(

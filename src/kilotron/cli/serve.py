@@ -6,7 +6,7 @@ from typing import Any
 
 from kilotron.apis.process_configs import LogConfig
 from kilotron.apis.process_log import log_to_stderr
-from kilotron.apis.service import run_service
+from kilotron.apis.server_extra import require_server_extra
 from kilotron.cli.loaded_model import check_model_name
 from kilotron.cli.options import ENGINE, RUN, EngineOptions, Model, RunOptions
 from kilotron.cli.output import format_bytes, format_table
@@ -57,6 +57,9 @@ def serve(
         -d '{"prompt": "Once upon a time", "max_tokens": 20}'
       kilotron chat --url http://localhost:8000
     """
+    require_server_extra()
+    from kilotron.apis.service import run_service
+
     check_model_name(model)
     config = to_serve_config(listen, safety, load)
     options = engine.to_config()

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kilotron.config import ADMIN_KEY_VARIABLE, API_KEY_VARIABLE
 from kilotron.errors import ConfigError
 from kilotron.text_generation_server.http_errors import HttpError
 
-API_KEY_VARIABLE = "KILOTRON_API_KEY"
-ADMIN_KEY_VARIABLE = "KILOTRON_ADMIN_KEY"
 # Compared whole: a prefix would open `/healthXYZ`.
 OPEN_PATHS = frozenset({"/livez", "/health", "/ready", "/readyz"})
 ADMIN_SEGMENT = "admin"
