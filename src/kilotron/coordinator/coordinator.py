@@ -26,6 +26,8 @@ _log = logging.getLogger(__name__)
 
 _MOST_MESSAGES_PER_TURN = 256
 _TICK_S = 0.05
+# What a process sent may still be in a queue of ZMQ's when the kernel tells of its end.
+_LAST_WORDS_S = 0.02
 
 
 class DataParallelInferenceCoordinator:
@@ -49,6 +51,7 @@ class DataParallelInferenceCoordinator:
         self._poller = zmq.Poller()
         self._poller.register(self._router.socket, zmq.POLLIN)
         self._processes = PeerProcesses(self._poller)
+        self._ended: list[tuple[float, bytes]] = []
         self._is_stopping = False
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poller.register(self._wake_fd, zmq.POLLIN)
@@ -72,23 +75,31 @@ class DataParallelInferenceCoordinator:
 
     def _turn(self) -> None:
         """Waits for something to happen, takes in what did, and lets time pass."""
-        wait_s = max(self._next_tick - time.monotonic(), 0.0)
+        next_look = min([self._next_tick, *(due for due, _ in self._ended)])
+        wait_s = max(next_look - time.monotonic(), 0.0)
         ready = self._poller.poll(int(wait_s * 1000) + 1)
-        # Messages first: what a process sent before it ended counts.
         for _ in range(_MOST_MESSAGES_PER_TURN):
             received = self._router.receive()
             if received is None:
                 break
             self._take(*received)
+        now = time.monotonic()
         for source, _ in ready:
             if isinstance(source, int):
-                for peer in self._processes.take_ended(source):
-                    self._leave(peer)
-                self._fulfil()
-        now = time.monotonic()
+                self._ended += [(now + _LAST_WORDS_S, peer) for peer in self._processes.take_ended(source)]
+        self._let_ended_go(now)
         if now >= self._next_tick:
             self._next_tick = now + self._tick_s
             self._guarded(self._core.tick, now)
+            self._fulfil()
+
+    def _let_ended_go(self, now: float) -> None:
+        """Peers whose process ended a moment ago, so that what it said last has come through."""
+        gone = [peer for due, peer in self._ended if due <= now]
+        if gone:
+            self._ended = [entry for entry in self._ended if entry[0] > now]
+            for peer in gone:
+                self._leave(peer)
             self._fulfil()
 
     def _take(self, peer: bytes, frames: list[bytes]) -> None:
