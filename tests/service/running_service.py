@@ -178,6 +178,8 @@ class RunningService:
 
     def is_idle(self) -> bool:
         """No request is known anywhere, and no engine has a block in use."""
+        if self.ask("GET", "/metrics").status == 503:
+            return False  # of two front ends one may be starting again
         figures = self.metrics()
         return not any(figures[name] for name in _WORK)
 

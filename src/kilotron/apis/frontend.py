@@ -5,12 +5,13 @@ import gc
 import logging
 import resource
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 from kilotron.apis.process_configs import FrontendProcessConfig
 from kilotron.apis.service import adopt_listening_socket
 from kilotron.config import ServeConfig
-from kilotron.coordinator.coordinator_connection import CoordinatorConnection
+from kilotron.coordinator.coordinator_connection import NOBODY, CoordinatorConnection
 from kilotron.coordinator.supervision.parent_link import ParentLink
 from kilotron.errors import ServiceUnavailableError
 from kilotron.text_generation_server.app import Application, ResponseCounter, build_app
@@ -28,6 +29,8 @@ _log = logging.getLogger(__name__)
 _LAST_WORDS_S = 2.0
 _MOST_FILES = 65536
 _BODY_BYTES_PER_TOKEN = 32
+_FIRST_NEWS_S = 0.5
+_COMPLETION_S = 10.0
 
 
 def run_frontend(config: FrontendProcessConfig, link: ParentLink) -> None:
@@ -65,6 +68,7 @@ async def _serve(config: FrontendProcessConfig, link: ParentLink) -> None:
     await client.start()
     async with asyncio.TaskGroup() as group:
         completing = group.create_task(_complete(app, guard, client, link))
+        await _wait_for_model(client, completing)
         group.create_task(_drain(app, client, server, terminated, should_stop))
         await server.serve_until(should_stop)
         completing.cancel()
@@ -105,6 +109,15 @@ async def _complete(app: Application, guard: Guard, client: CoordinatorConnectio
     gc.collect()
     gc.freeze()  # all that is here stays; looking through it for garbage would hold up every stream for some 50 ms
     link.report_ready()
+
+
+async def _wait_for_model(client: CoordinatorConnection, completing: asyncio.Task[None]) -> None:
+    """Where engines are at work already, none but this front end is starting again, and the others share its socket: it
+    takes no connection before it can answer. Where they load, it answers at once that they do."""
+    with suppress(TimeoutError):
+        await client.wait_until(lambda status: status is not NOBODY, _FIRST_NEWS_S)
+    if client.facts is not None:
+        await asyncio.wait([completing], timeout=_COMPLETION_S)
 
 
 async def _drain(
