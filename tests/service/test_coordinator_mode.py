@@ -43,8 +43,12 @@ def children() -> list[psutil.Process]:
     return [child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
 
 
-def run_folders() -> set[Path]:
-    return set(Path(tempfile.gettempdir()).glob("kilotron-*"))
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the run folders of this test are, and no other's; short, since a socket's path must be."""
+    with tempfile.TemporaryDirectory(prefix="kt-") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield Path(folder)
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +134,8 @@ def test_what_is_asked_for_while_paused_waits_and_is_answered_later(direct: Mega
         assert texts == [direct.generate("one", GREEDY)[0].generated_text]
 
 
-def test_two_instances_live_beside_each_other_and_leave_nothing_behind(direct: MegatronLLM) -> None:
-    folders, processes = run_folders(), len(children())
+def test_two_instances_live_beside_each_other_and_leave_nothing_behind(direct: MegatronLLM, runtime: Path) -> None:
+    processes = len(children())
     one, two = make_local(), make_local()
     one.pause()
     expected = direct.generate("one", GREEDY)[0].generated_text
@@ -142,7 +146,7 @@ def test_two_instances_live_beside_each_other_and_leave_nothing_behind(direct: M
     two.shutdown()
     with pytest.raises(EngineClosedError):
         two.generate("one")
-    assert (run_folders() - folders, len(children())) == (set(), processes)
+    assert (list(runtime.iterdir()), len(children())) == ([], processes)
 
 
 def test_over_tcp_it_is_the_same(direct: MegatronLLM) -> None:
@@ -171,11 +175,11 @@ def test_a_ready_model_cannot_be_in_two_places() -> None:
         MegatronLLM(make_model(), ByteTokenizer(), use_coordinator=True, data_parallel_size=2)
 
 
-def test_a_model_that_does_not_exist_is_told_of_and_leaves_nothing(tmp_path: Path) -> None:
-    folders, processes = run_folders(), len(children())
+def test_a_model_that_does_not_exist_is_told_of_and_leaves_nothing(tmp_path: Path, runtime: Path) -> None:
+    processes = len(children())
     with pytest.raises(ConfigError, match="nowhere"):
         MegatronLLM(tmp_path / "nowhere", use_coordinator=True)
-    assert (run_folders() - folders, len(children())) == (set(), processes)
+    assert (list(runtime.iterdir()), len(children())) == ([], processes)
 
 
 def test_engines_in_processes_of_their_own_give_what_one_here_gives(served: MegatronLLM) -> None:

@@ -1,7 +1,6 @@
 """EngineFacts of an assembled engine: what its coordinator and the front ends are told once it is loaded."""
 
 from kilotron.apis.assembly import BUNDLED_MODEL, Assembly
-from kilotron.config import GIB
 from kilotron.coordinator.submissions import params_to_wire
 from kilotron.coordinator.wire import EngineFacts
 
@@ -24,12 +23,4 @@ def read_engine_facts(assembly: Assembly) -> EngineFacts:
         enable_chunked_prefill=options.enable_chunked_prefill,
         enable_prefix_caching=options.enable_prefix_caching,
         default_sampling=params_to_wire(assembly.default_sampling_params),
-        details={
-            "dtype": config.dtype,
-            "device": config.device,
-            "kernels": assembly.kernels_name,
-            "quantization": config.quantization or "none",
-            "kv_cache": f"{config.kv_cache_bytes / GIB:.3f} GiB in {config.num_blocks} blocks",
-        },
-        load_phases=[(phase.name, phase.seconds) for phase in assembly.load_phases],
     )

@@ -65,7 +65,7 @@ _RETRY_AFTER_S = 2.0
 
 A = TypeVar("A", bound=Message)
 
-NOBODY = ServiceStatus(state="running", is_draining=False, replicas=[], facts=None, num_queued=0, num_in_flight=0)
+NOBODY = ServiceStatus(state="running", replicas=[], facts=None, num_queued=0, num_in_flight=0)
 """What is known while there is no coordinator."""
 
 

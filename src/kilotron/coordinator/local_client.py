@@ -60,7 +60,6 @@ class LocalClient:
         replica = ReplicaStatus(incarnation="local", phase="ready", progress=1.0, is_live=True, load=load)
         return ServiceStatus(
             state="running",
-            is_draining=False,
             replicas=[replica],
             facts=None,
             num_queued=0,

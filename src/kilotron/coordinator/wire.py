@@ -16,7 +16,7 @@ MAX_FRAME_BYTES = 16 << 20
 
 Role: TypeAlias = Literal["engine", "pulse", "client", "controller"]
 """engine and pulse are the two connections of one replica; a controller is a client that may use control verbs."""
-Verb: TypeAlias = Literal["pause", "unpause", "suspend", "resume", "drain"]
+Verb: TypeAlias = Literal["pause", "unpause", "suspend", "resume"]
 ServiceState: TypeAlias = Literal["running", "paused", "suspended"]
 Phase: TypeAlias = Literal["starting", "loading", "ready"]
 
@@ -59,10 +59,6 @@ class EngineFacts(Message):
     enable_prefix_caching: bool
     default_sampling: dict[str, Any]
     """Fields of SamplingParams that the checkpoint recommends."""
-    details: dict[str, str]
-    """For people: dtype, device, kernels, quantization, KV cache size and the like."""
-    load_phases: list[tuple[str, float]]
-    """Name and seconds of each part of loading."""
 
 
 class EngineLoad(Message):
@@ -312,7 +308,6 @@ class ServiceStatus(Message, tag="status"):
     """Sent to clients every heartbeat and on every change that they should know at once."""
 
     state: ServiceState
-    is_draining: bool
     replicas: list[ReplicaStatus]
     facts: EngineFacts | None
     """Of the first replica that joined; sent on change and with the first status only, else None."""
@@ -323,8 +318,9 @@ class ServiceStatus(Message, tag="status"):
     @property
     def is_ready(self) -> bool:
         """Whether a request sent now would be taken and run."""
-        is_open = self.state == "running" and not self.is_draining
-        return is_open and any(replica.is_live and replica.phase == "ready" for replica in self.replicas)
+        return self.state == "running" and any(
+            replica.is_live and replica.phase == "ready" for replica in self.replicas
+        )
 
 
 class ClientOutput(Message, tag="client-output"):

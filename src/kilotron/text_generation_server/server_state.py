@@ -142,8 +142,6 @@ class ServerState:
 
 def explain_status(status: ServiceStatus) -> tuple[str, str]:
     """Why a service is not ready, as a sentence and a code."""
-    if status.is_draining:
-        return "the server is shutting down", "shutting_down"
     if status.state != "running":
         return f"the server is {status.state}", status.state
     loading = [replica.progress for replica in status.replicas if replica.phase != "ready"]

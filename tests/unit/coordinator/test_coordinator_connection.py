@@ -231,7 +231,7 @@ def test_a_request_that_cannot_be_written_down_is_refused_at_once(credentials: C
 
 def test_the_newest_status_is_known_and_facts_are_kept(credentials: Credentials) -> None:
     async def story(scene: Scene) -> None:
-        status = ServiceStatus("paused", is_draining=False, replicas=[], facts=None, num_queued=2, num_in_flight=3)
+        status = ServiceStatus("paused", replicas=[], facts=None, num_queued=2, num_in_flight=3)
         scene.say(status)
         assert await scene.client.wait_until(lambda news: news.num_queued == 2, 5) == status
         assert not scene.client.status.is_ready

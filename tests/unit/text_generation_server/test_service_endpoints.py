@@ -58,11 +58,9 @@ class StatusClient:
         return [{"event": "queued", "t": 0.0}] if request_id == "a" * 32 else None
 
 
-def a_status(
-    phase: Any = "ready", *, is_live: bool = True, state: Any = "running", is_draining: bool = False
-) -> ServiceStatus:
+def a_status(phase: Any = "ready", *, is_live: bool = True, state: Any = "running") -> ServiceStatus:
     replica = ReplicaStatus("r", phase, 0.4 if phase == "loading" else 1.0, is_live, EngineLoad(num_running=3))
-    return ServiceStatus(state, is_draining, [replica], None, 0, 0)
+    return ServiceStatus(state, [replica], None, 0, 0)
 
 
 def test_the_model_is_listed_with_its_context_length(service: Service) -> None:
@@ -136,9 +134,8 @@ def test_a_healthy_service_says_so(service: Service, path: str) -> None:
         (False, a_status("loading"), "loading"),
         (True, a_status(state="paused"), "paused"),
         (True, a_status(state="suspended"), "suspended"),
-        (True, a_status(is_draining=True), "shutting_down"),
         (True, a_status(is_live=False), "engine_unavailable"),
-        (False, ServiceStatus("running", False, [], None, 0, 0), "loading"),
+        (False, ServiceStatus("running", [], None, 0, 0), "loading"),
     ],
 )
 def test_a_service_that_is_not_ready_says_why(service: Service, facts: bool, status: ServiceStatus, code: str) -> None:

@@ -66,8 +66,6 @@ class Admission:
         return num_choices, priority
 
     def _check_service(self, now: float) -> None:
-        if self._lifecycle.is_draining:
-            raise ServiceUnavailableError("the service is shutting down", self._replicas.seconds_to_ready(now))
         if self._lifecycle.state == "suspended":
             raise ServiceUnavailableError("the service is suspended", _LONGEST_RETRY_S)
         if not any(replica.is_joined and self._replicas.is_live(replica, now) for replica in self._replicas):

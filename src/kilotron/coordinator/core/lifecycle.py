@@ -1,4 +1,4 @@
-"""Lifecycle: the state table of a service, RUNNING, PAUSED and SUSPENDED, and beside it whether it is draining.
+"""Lifecycle: the state table of a service, RUNNING, PAUSED and SUSPENDED.
 
 One table for everybody who applies lifecycle verbs. Pure: knows nothing of replicas or messages.
 """
@@ -35,8 +35,6 @@ class Lifecycle:
         self.state: ServiceState = "running"
         self.kv_mode: KVMode = "persist"
         """What the last suspend did with the KV caches."""
-        self.is_draining = False
-        """Whether new requests are refused while those under way finish; never taken back."""
 
     def next_state(self, verb: Verb) -> ServiceState:
         """Where a verb leads; the same state when it is a repeat.
@@ -53,13 +51,11 @@ class Lifecycle:
 
 
 def next_state(state: ServiceState, verb: Verb) -> ServiceState:
-    """The state table; "drain" is in none of its columns and leads nowhere else.
+    """The state table.
 
     Raises:
         LifecycleError: the verb is not possible in this state; names the verb to use first.
     """
-    if verb == "drain":
-        return state
     try:
         return _NEXT[state, verb]
     except KeyError:

@@ -60,10 +60,6 @@ class LifecycleControl:
 
     def apply(self, controller: bytes, control: Control, now: float) -> None:
         """A controller's verb; the answer comes now or later."""
-        if control.verb == "drain":
-            self._lifecycle.is_draining = True
-            self._answer(controller, control.nonce)
-            return
         try:
             if self._running is not None:
                 raise LifecycleError(f"{control.verb} is not possible while {self._running.verb} is under way; wait")

@@ -5,7 +5,7 @@ from kilotron.coordinator.core.outbox import Outbox
 from kilotron.coordinator.core.peers import PeerRegistry
 from kilotron.coordinator.core.replicas import ReplicaTable
 from kilotron.coordinator.core.request_ledger import RequestLedger
-from kilotron.coordinator.wire import EngineFacts, ServiceStatus
+from kilotron.coordinator.wire import EngineFacts, ServiceState, ServiceStatus
 
 _SHORTEST_PERIOD_S, _LONGEST_PERIOD_S = 0.25, 1.0
 
@@ -29,7 +29,7 @@ class StatusBoard:
         self._outbox = outbox
         self._period_s = min(max(heartbeat_s / 4, _SHORTEST_PERIOD_S), _LONGEST_PERIOD_S)
         self._next = 0.0
-        self._shown: tuple[str, bool] | None = None
+        self._shown: ServiceState | None = None
         self._has_news = False
         self._facts: EngineFacts | None = None
 
@@ -43,7 +43,7 @@ class StatusBoard:
 
     def update(self, now: float) -> None:
         """Tells all clients if there is news, or it is time."""
-        shown = (self._lifecycle.state, self._lifecycle.is_draining)
+        shown = self._lifecycle.state
         if not self._has_news and shown == self._shown and now < self._next:
             return
         self._has_news, self._shown, self._next = False, shown, now + self._period_s
@@ -56,7 +56,6 @@ class StatusBoard:
     def _status(self, facts: EngineFacts | None, now: float) -> ServiceStatus:
         return ServiceStatus(
             state=self._lifecycle.state,
-            is_draining=self._lifecycle.is_draining,
             replicas=self._replicas.statuses(now),
             facts=facts,
             num_queued=self._ledger.num_queued,

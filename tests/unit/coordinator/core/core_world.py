@@ -33,7 +33,7 @@ CREDENTIALS = Credentials.create("ipc:///nowhere")
 FACTS = EngineFacts(
     model="tiny", model_hash="hash", tokenizer=None, vocab_size=256, max_sequence_length=64, eos_ids=[0], block_size=4,
     num_blocks=33, max_requests=2, max_tokens=64, max_logits_tokens=64, enable_chunked_prefill=True,
-    enable_prefix_caching=True, default_sampling={}, details={}, load_phases=[],
+    enable_prefix_caching=True, default_sampling={},
 )  # fmt: skip
 M = TypeVar("M", bound=Message)
 

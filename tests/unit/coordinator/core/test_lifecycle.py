@@ -42,13 +42,6 @@ def test_the_table_is_complete() -> None:
     assert len(ALLOWED) + len(REPEATS) + len(WRONG) == 3 * 4
 
 
-def test_draining_is_no_state() -> None:
-    lifecycle = Lifecycle()
-    lifecycle.is_draining = True
-    assert lifecycle.next_state("pause") == "paused"
-    assert lifecycle.next_state("drain") == "running"
-
-
 def test_newcomers_are_led_into_the_state() -> None:
     lifecycle = Lifecycle()
     assert lifecycle.way_for_newcomers == ()

@@ -9,7 +9,6 @@ from kilotron.coordinator.wire import (
     RequestError,
     Verb,
     VerbDone,
-    Work,
 )
 from unit.coordinator.core.core_world import CoreWorld, output_of, submission_of
 
@@ -169,18 +168,3 @@ def test_a_paused_replica_does_not_count_as_hung() -> None:
             both.world.beat(pulse, num_running=1, num_steps=5)
         both.world.wait(0.1, (both.controller, both.client))
     assert len(both.world.status().replicas) == 2
-
-
-def test_draining_refuses_new_requests_finishes_old_ones_and_shows_when_it_is_empty() -> None:
-    both = Controlled()
-    for number in range(10):
-        both.world.say(both.client, submission_of(f"{number:032x}"))
-    both.ask("drain")
-    assert both.answers() == [ControlAnswer("n", "running")]
-    both.world.say(both.client, submission_of(ID))
-    assert [failure.error.code for failure in both.world.take(both.client, Failure)] == ["ServiceUnavailableError"]
-    assert (both.world.status().is_draining, both.world.status().num_in_flight) == (True, 10)
-    while both.world.status().num_in_flight:
-        for engine, _ in both.engines:
-            for work in both.world.take(engine, Work):
-                both.world.give(engine, output_of(work.submission.request_id, [5], finish="stop"))
