@@ -140,6 +140,14 @@ class RunningService:
         """The same, waiting for its end."""
         return self.start(body, **options).wait()
 
+    def complete_patiently(self, body: dict[str, Any]) -> Call:
+        """The same, asked again while the answer is 503: of several front ends one may learn later than another that
+        the service is ready again, and says "try again" till then, as it should."""
+        deadline = time.monotonic() + PATIENCE_S
+        while (call := self.complete(body)).status == 503 and time.monotonic() < deadline:
+            time.sleep(_LOOK_PERIOD_S)
+        return call
+
     def _headers(self, key: str | None, headers: Mapping[str, str]) -> dict[str, str]:
         key = self.key if key is None else key
         named = {name.replace("_", "-"): value for name, value in headers.items()}

@@ -145,7 +145,7 @@ def test_the_only_engine_killed_means_503_and_then_service_again() -> None:
         report_end_of(calls, killed_at, "P07 F06 requests end")
         report("P07 F06 ready again", service.wait_ready(1, RESPAWN_S), 3.0)
         counts.check([*calls, refused])
-        assert service.complete(BODIES[0]).text == expected[0]
+        assert service.complete_patiently(BODIES[0]).text == expected[0]
 
 
 @pytest.mark.slow
@@ -237,7 +237,7 @@ def test_an_engine_that_was_only_late_joins_again_and_its_old_answers_are_droppe
 
     service.wait_ready(2, 10)
     assert pids_of(service) == engines
-    call = service.complete(STREAMS[0])
+    call = service.complete_patiently(STREAMS[0])
     assert call.outcome == "finished"
 
 
@@ -265,7 +265,7 @@ def test_a_coordinator_killed_under_load_is_replaced_and_engines_stay(two_replic
     report("P11 P12 F04 ready again", time.monotonic() - killed_at, 3.0)
     assert time.monotonic() - killed_at < 3.0 * SLACK
     assert pids_of(service) == engines
-    assert service.complete(BODIES[0]).text == expected[0]
+    assert service.complete_patiently(BODIES[0]).text == expected[0]
     service.wait_idle(5)
 
 
@@ -360,7 +360,7 @@ def test_an_engine_killed_while_suspended_keeps_nobody_waiting(
     assert {call.outcome for call in calls} == {"finished", "error"}
     service.wait_replaced(killed)
     counts.check(calls)
-    assert service.complete(BODIES[0]).text == expected[0]
+    assert service.complete_patiently(BODIES[0]).text == expected[0]
 
 
 # P14, F15: too little cache
