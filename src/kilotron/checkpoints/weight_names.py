@@ -1,8 +1,9 @@
 """What Hugging Face checkpoints call the tensors that kilotron knows under Megatron's names.
 
 Tables only, and the rearrangements that some of them need. Reads no files and knows nothing of models.
-A table maps a module to the modules it is made of; `.weight` and `.bias` follow the same rule. `{layer}` and
-`{expert}` stand for numbers: several names are concatenated in order (rows), and experts are stacked.
+A table maps a module to the modules it is made of; `.weight` and `.bias` follow the same rule, and a tensor may have an
+entry of its own. `{layer}` and `{expert}` stand for numbers: several names are concatenated in order (rows), and
+experts are stacked where the model holds them together.
 """
 
 import re
@@ -15,6 +16,7 @@ from torch import Tensor
 
 Arrangement = Literal["plain", "transposed", "grouped_qkv"]
 LAYER_NUMBER = re.compile(r"(?<=layers\.)\d+")
+LOCAL_EXPERT = re.compile(r"local_experts\.(\d+)\.")
 
 
 class Source(NamedTuple):
@@ -48,13 +50,19 @@ class WeightNames:
 
         Raises KeyError when this style has no such tensor.
         """
-        module, _, kind = name.rpartition(".")
-        layer = LAYER_NUMBER.search(module)
-        source = self.modules[LAYER_NUMBER.sub("{layer}", module)]
+        layer, one_expert = LAYER_NUMBER.search(name), LOCAL_EXPERT.search(name)
+        key = LAYER_NUMBER.sub("{layer}", LOCAL_EXPERT.sub("", name))
+        ending = ""
+        if key not in self.modules:
+            key, _, kind = key.rpartition(".")
+            ending = f".{kind}"
+        source = self.modules[key]
         experts = range(num_experts) if any("{expert}" in one for one in source.names) else range(1)
+        if one_expert is not None:
+            experts = range(int(one_expert.group(1)), int(one_expert.group(1)) + 1)
 
         def written_out(template: str, expert: int) -> str:
-            full = f"{template.format(layer=layer and layer.group(), expert=expert)}.{kind}"
+            full = f"{template.format(layer=layer and layer.group(), expert=expert)}{ending}"
             bare = full.removeprefix(self.prefix)
             return bare if bare in stored and full not in stored else full
 

@@ -85,15 +85,29 @@ class AttentionOptions:
     """Sliding window: a token sees itself and the `window - 1` tokens before; None sees all."""
     softcap: float | None = None
     """Scores become `softcap * tanh(scores / softcap)`."""
+    sinks: Tensor | None = None
+    """[H] float32: an extra exp(sink) in each head's softmax denominator."""
+
+
+FUSED_ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 
 
 class Activation(NamedTuple):
-    """What follows a linear layer at once."""
+    """What follows a linear layer."""
 
     kind: str
-    """"silu", "gelu", "gelu_tanh" or "relu"."""
+    """"silu", "gelu", "gelu_tanh", "relu", "relu2" (its square), "quick_gelu" (x * sigmoid(1.702 x)) or "sigmoid"."""
     is_gated: bool
     """The first half of the outputs goes through the activation and multiplies the second half."""
+    clamp: float | None = None
+    """Gated only: bounds the first half above and the second half on both sides, before anything else."""
+    linear_offset: float = 0.0
+    """Gated only: added to the second half."""
+
+    @property
+    def can_fuse(self) -> bool:
+        """Whether `pack_linear` and `pack_experts` take it; any other follows as an `activate` of its own."""
+        return self.kind in FUSED_ACTIVATIONS and self.clamp is None and not self.linear_offset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,6 +290,10 @@ class KernelBackend(Protocol):
 
     def linear(self, x: Tensor, packed: PackedLinear, residual: Tensor | None = None) -> Tensor:
         """[T, in] -> [T, out], or [T, out / 2] when packed with a gated activation; then `residual` is added."""
+        ...
+
+    def activate(self, x: Tensor, activation: Activation) -> Tensor:
+        """[T, n] -> [T, n], or [T, n / 2] when gated; each number's result depends on itself alone."""
         ...
 
     def embedding(self, token_ids: Tensor, table: Tensor) -> Tensor:

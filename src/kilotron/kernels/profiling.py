@@ -85,6 +85,10 @@ class ProfiledBackend:
         """See `KernelBackend`."""
         return self._run(packed.name, {"rows": x.shape[0]}, self._kernels.linear, x, packed.packed, residual)
 
+    def activate(self, x: Tensor, activation: Activation) -> Tensor:
+        """See `KernelBackend`."""
+        return self._run(f"activate {activation.kind}", {"tokens": len(x)}, self._kernels.activate, x, activation)
+
     def embedding(self, token_ids: Tensor, table: Tensor) -> Tensor:
         """See `KernelBackend`."""
         name = f"embedding {_sizes(table.shape)}"

@@ -18,8 +18,9 @@ from kilotron.checkpoints.weight_names import TensorSource, WeightNames, rearran
 from kilotron.errors import BrokenCheckpointError
 from kilotron.kernels.interface import QuantizedWeight, Weight
 from kilotron.models.gpt_model import GPTModel
+from kilotron.models.layers.experts import ExpertLinear, Experts
+from kilotron.models.layers.layer import Layer
 from kilotron.models.layers.linear import Linear
-from kilotron.models.layers.mixture_of_experts import ExpertLinear, Experts
 from kilotron.models.quantization.rounding import Rounding
 from kilotron.models.quantization.stacking import concatenate_rows, dequantized, rearrange_rows
 from kilotron.models.quantization.stored_matrix import PartSpec
@@ -45,7 +46,7 @@ class PlannedTensor(NamedTuple):
     """The module that packs the parameter once all of its own are there."""
     module: nn.Module
     kind: str
-    """`weight` or `bias`"""
+    """The parameter's name in its module, `weight` or `bias` mostly."""
     source: TensorSource
 
     @property
@@ -64,6 +65,16 @@ class PlannedTensor(NamedTuple):
         if isinstance(self.module, Linear):
             return self.kind == "weight" and self.module.can_round
         return isinstance(self.module, ExpertLinear)
+
+    @property
+    def row_order(self) -> Tensor | None:
+        """The stored row of each row, once those are arranged and put together."""
+        return self.module.row_order if isinstance(self.module, Layer) and self.kind in ("weight", "bias") else None
+
+    def dtype_in(self, dtype: torch.dtype) -> torch.dtype:
+        """The parameter's dtype in a model of the given one."""
+        keeps = isinstance(self.module, Layer) and self.kind in self.module.float32_parameters
+        return torch.float32 if keeps else dtype
 
     def matrices(self) -> Iterator[dict[str, tuple[int, ...]]]:
         """For each expert, or once: the tensors it is made of, and what their shapes are as the model has them."""
@@ -211,6 +222,9 @@ class _ParameterReader:
     def _read_one(self, planned: PlannedTensor) -> Weight:
         (matrix,) = planned.matrices()
         weight = self._read_matrix(planned, matrix)
+        order = planned.row_order
+        if order is not None:
+            weight = rearrange_rows(weight, lambda rows: rows.index_select(0, order.to(rows.device)))
         return weight if isinstance(planned.module, Linear) else dequantized(weight)
 
     def _read_experts(self, planned: PlannedTensor) -> Tensor | Sequence[Weight]:
@@ -232,7 +246,7 @@ class _ParameterReader:
                 return whole
         for _ in quantized:
             self.stored.count_loss("side by side with matrices of other bits or groups")
-        plain = [dequantized(part).to(self.device, self.dtype) for part in parts]
+        plain = [dequantized(part).to(self.device, planned.dtype_in(self.dtype)) for part in parts]
         return plain[0].contiguous() if len(plain) == 1 else torch.cat(plain)
 
     def _read_part(self, planned: PlannedTensor, name: str, shape: tuple[int, ...]) -> Weight:

@@ -80,7 +80,7 @@ class CpuBackend(ReferenceBackend):
     def pack_linear(self, weight: Weight, bias: Tensor | None, activation: Activation | None = None) -> PackedLinear:
         """Copies into panels; quantized weights stay quantized."""
         wide_bias = None if bias is None else bias.detach().float().contiguous()
-        kind, is_gated = activation if activation is not None else (None, False)
+        kind, is_gated = (activation.kind, activation.is_gated) if activation is not None else (None, False)
         threads = torch.get_num_threads()
         if isinstance(weight, QuantizedWeight):
             values, scales, zeros = weight.values, weight.scales, weight.zeros

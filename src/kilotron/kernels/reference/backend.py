@@ -46,6 +46,9 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "gelu_tanh": partial(functional.gelu, approximate="tanh"),
     "relu": functional.relu,
+    "relu2": lambda x: functional.relu(x).square(),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "sigmoid": torch.sigmoid,
 }
 
 
@@ -109,6 +112,10 @@ class ReferenceBackend:
             return x
         if activation.is_gated:
             gate, up = x.chunk(2, dim=-1)
+            if activation.clamp is not None:
+                gate, up = gate.clamp(max=activation.clamp), up.clamp(-activation.clamp, activation.clamp)
+            if activation.linear_offset:
+                up = up + activation.linear_offset
             return _activate(gate, activation.kind) * up
         return _activate(x, activation.kind)
 
