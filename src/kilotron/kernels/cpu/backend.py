@@ -5,8 +5,9 @@ no layout: packed weights, cache layers and step rows are the native module's ow
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
+from itertools import repeat
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -80,7 +81,9 @@ class CpuBackend(ReferenceBackend):
     def pack_linear(self, weight: Weight, bias: Tensor | None, activation: Activation | None = None) -> PackedLinear:
         """Copies into panels; quantized weights stay quantized."""
         wide_bias = None if bias is None else bias.detach().float().contiguous()
-        kind, is_gated = activation if activation is not None else (None, False)
+        if activation is not None and (activation.clamp is not None or activation.linear_offset):
+            raise KernelError("the CPU kernels have no clamped activation yet; use kernels=reference")
+        kind, is_gated = (activation.kind, activation.is_gated) if activation is not None else (None, False)
         threads = torch.get_num_threads()
         if isinstance(weight, QuantizedWeight):
             values, scales, zeros = weight.values, weight.scales, weight.zeros
@@ -149,6 +152,8 @@ class CpuBackend(ReferenceBackend):
 
     def paged_attention(self, query: Tensor, kv: KVLayer, plan: AttentionPlan, options: AttentionOptions) -> Tensor:
         """[T, H, D] -> [T, H, D]"""
+        if options.sinks is not None or options.position_bias is not None:
+            raise KernelError("the CPU kernels have no sinks and no position bias yet; use kernels=reference")
         query = query.contiguous()
         result = torch.empty_like(query)
         self._kernels.paged_attention(
@@ -158,15 +163,17 @@ class CpuBackend(ReferenceBackend):
 
     def pack_layers(self, layers: Sequence[DecoderLayer]) -> PackedLayers | None:
         """One call for all of them: Python between their operations costs 70 us a layer."""
+        if any(layer.attention.sinks is not None or layer.attention.position_bias is not None for layer in layers):
+            return None
         return CpuLayers(self._kernels, self._native.DecoderLayers(layers))
 
-    def pack_experts(self, weights: ExpertWeights, kind: str) -> PackedExperts:
+    def pack_experts(self, weights: ExpertWeights, activation: Activation) -> PackedExperts:
         """One packed matrix of each kind for each expert."""
-        gate_up, down = _of_one_kind(weights.gate_up), _of_one_kind(weights.down)
-        activation = Activation(kind, is_gated=True)
+        first = zip(_of_one_kind(weights.gate_up), _each_bias(weights.gate_up_bias), strict=False)
+        second = zip(_of_one_kind(weights.down), _each_bias(weights.down_bias), strict=False)
         return CpuExperts(
-            [self.pack_linear(weight, None, activation) for weight in gate_up],
-            [self.pack_linear(weight, None) for weight in down],
+            [self.pack_linear(weight, bias, activation) for weight, bias in first],
+            [self.pack_linear(weight, bias) for weight, bias in second],
         )
 
     def mix_experts(self, x: Tensor, packed: PackedExperts, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
@@ -226,6 +233,11 @@ def _of_one_kind(weights: Tensor | Sequence[Weight]) -> Sequence[Weight]:
     if len(kinds) == 1:
         return list(weights)
     return [weight.dequantize() if isinstance(weight, QuantizedWeight) else weight for weight in weights]
+
+
+def _each_bias(biases: Tensor | None) -> Iterable[Tensor | None]:
+    """One for each expert."""
+    return repeat(None) if biases is None else biases.unbind()
 
 
 def why_not_native() -> str | None:

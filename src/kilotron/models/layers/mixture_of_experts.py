@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kilotron.kernels.interface import ExpertWeights, KernelBackend, PackedExperts, Weight
+from kilotron.kernels.interface import Activation, ExpertWeights, KernelBackend, PackedExperts, Weight
 from kilotron.models.layers.layer import Layer
 from kilotron.models.layers.linear import Linear, empty_parameter
 from kilotron.models.transformer_config import TransformerConfig
@@ -27,7 +27,7 @@ class Experts(Layer):
     def __init__(self, config: TransformerConfig, kernels: KernelBackend, num_experts: int, size: int) -> None:
         super().__init__()
         self.kernels = kernels
-        self.activation = config.activation
+        self.activation = Activation(config.activation, is_gated=True)
         self.linear_fc1 = ExpertLinear(num_experts, config.hidden_size, (size, size))
         self.linear_fc2 = ExpertLinear(num_experts, size, (config.hidden_size,))
         self.packed: PackedExperts = None
@@ -42,8 +42,8 @@ class Experts(Layer):
         Those are `quantized` where loading has set it, else `weight`.
         """
         linears = (self.linear_fc1, self.linear_fc2)
-        stacks = [linear.weight if linear.quantized is None else linear.quantized for linear in linears]
-        self.packed = self.kernels.pack_experts(ExpertWeights(*stacks), self.activation)
+        gate_up, down = (linear.weight if linear.quantized is None else linear.quantized for linear in linears)
+        self.packed = self.kernels.pack_experts(ExpertWeights(gate_up, down), self.activation)
         for linear in linears:
             linear.quantized = None
             linear.weight = empty_parameter(*linear.weight.shape)
