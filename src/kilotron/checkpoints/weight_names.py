@@ -3,7 +3,7 @@
 Tables only, and the rearrangements that some of them need. Reads no files and knows nothing of models.
 A table maps a module to the modules it is made of; `.weight` and `.bias` follow the same rule, and a tensor may have an
 entry of its own. `{layer}` and `{expert}` stand for numbers: several names are concatenated in order (rows), and
-experts are stacked where the model holds them together.
+experts are stacked.
 """
 
 import re
@@ -16,7 +16,6 @@ from torch import Tensor
 
 Arrangement = Literal["plain", "transposed", "grouped_qkv"]
 LAYER_NUMBER = re.compile(r"(?<=layers\.)\d+")
-LOCAL_EXPERT = re.compile(r"local_experts\.(\d+)\.")
 
 
 class Source(NamedTuple):
@@ -50,16 +49,14 @@ class WeightNames:
 
         Raises KeyError when this style has no such tensor.
         """
-        layer, one_expert = LAYER_NUMBER.search(name), LOCAL_EXPERT.search(name)
-        key = LAYER_NUMBER.sub("{layer}", LOCAL_EXPERT.sub("", name))
+        layer = LAYER_NUMBER.search(name)
+        key = LAYER_NUMBER.sub("{layer}", name)
         ending = ""
         if key not in self.modules:
             key, _, kind = key.rpartition(".")
             ending = f".{kind}"
         source = self.modules[key]
         experts = range(num_experts) if any("{expert}" in one for one in source.names) else range(1)
-        if one_expert is not None:
-            experts = range(int(one_expert.group(1)), int(one_expert.group(1)) + 1)
 
         def written_out(template: str, expert: int) -> str:
             full = f"{template.format(layer=layer and layer.group(), expert=expert)}{ending}"

@@ -57,14 +57,14 @@ class PlannedTensor(NamedTuple):
     @property
     def is_stacked(self) -> bool:
         """Whether the first axis counts experts."""
-        return len(self.shape) == 3
+        return isinstance(self.module, ExpertLinear)
 
     @property
     def can_round(self) -> bool:
         """Whether a plain one may be quantized when quantization is asked for."""
         if isinstance(self.module, Linear):
             return self.kind == "weight" and self.module.can_round
-        return isinstance(self.module, ExpertLinear)
+        return self.kind == "weight" and isinstance(self.module, ExpertLinear)
 
     @property
     def row_order(self) -> Tensor | None:
@@ -158,7 +158,7 @@ def _plan(model: GPTModel, stored: StoredWeights, names: WeightNames) -> list[Pl
     for path, module in model.named_modules():
         owner = model.get_submodule(path.rpartition(".")[0]) if isinstance(module, ExpertLinear) else module
         for kind, parameter in module.named_parameters(recurse=False):
-            num_experts = parameter.shape[0] if parameter.ndim == 3 else 0
+            num_experts = parameter.shape[0] if isinstance(module, ExpertLinear) else 0
             source = names.source_of(f"{path}.{kind}", stored.names, num_experts)
             plan.append(PlannedTensor(owner, module, kind, source))
     return plan
@@ -229,7 +229,8 @@ class _ParameterReader:
 
     def _read_experts(self, planned: PlannedTensor) -> Tensor | Sequence[Weight]:
         first = next(iter(planned.source.stacks[0]))
-        if self.rounding is not None or self.stored.is_quantized(first, planned.shape[1:]):
+        is_rounded = self.rounding is not None and planned.can_round
+        if is_rounded or self.stored.is_quantized(first, planned.shape[1:]):
             return [self._read_matrix(planned, matrix) for matrix in planned.matrices()]
         result = torch.empty(planned.shape, dtype=self.dtype, device=self.device)
         for part, matrix in zip(result, planned.matrices(), strict=True):

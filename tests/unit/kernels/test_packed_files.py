@@ -60,7 +60,7 @@ def test_mapped_experts_give_the_bits_of_the_packed_ones(kind: str, tmp_path: Pa
     cpu = make_cpu()
     gate_up = [make_weight(kind, 64, 96, seed=n) for n in range(3)]
     down = [make_weight(kind, 96, 32, seed=n + 3) for n in range(3)]
-    packed = cpu.pack_experts(ExpertWeights(gate_up, down), "silu")
+    packed = cpu.pack_experts(ExpertWeights(gate_up, down), Activation("silu", is_gated=True))
     cpu.packed_files.write(tmp_path / "packed", {"experts": packed})
     mapped = cpu.packed_files.open(tmp_path / "packed")["experts"]
     x, ids = activations(gate_up[0], 4), torch.tensor([[0, 1], [2, 0], [1, 2], [2, 1]])

@@ -1,11 +1,11 @@
-"""The experts of a layer: as one operation of the kernels where they have the form for it, else one by one."""
+"""The experts of a layer: those that a router chooses, and those that see every token."""
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kilotron.kernels.interface import Activation, ExpertWeights, KernelBackend, PackedExperts, Weight
+from kilotron.kernels.interface import ExpertWeights, KernelBackend, PackedExperts, Weight
 from kilotron.models.layers.feed_forward import MLP, activation_of
 from kilotron.models.layers.layer import Layer
 from kilotron.models.layers.linear import Linear, empty_parameter
@@ -13,24 +13,37 @@ from kilotron.models.transformer_config import TransformerConfig
 
 
 class ExpertLinear(Layer):
-    """One weight matrix for each expert: [experts, out, in]."""
+    """One weight matrix for each expert, [experts, out, in], and perhaps one bias, [experts, out]."""
 
-    def __init__(self, num_experts: int, input_size: int, output_sizes: tuple[int, ...]) -> None:
+    def __init__(self, num_experts: int, input_size: int, output_sizes: tuple[int, ...], *, bias: bool) -> None:
         super().__init__()
         self.output_sizes = output_sizes
         self.weight = empty_parameter(num_experts, sum(output_sizes), input_size)
+        self.bias = empty_parameter(num_experts, sum(output_sizes)) if bias else None
         self.quantized: Sequence[Weight] | None = None
+
+    def take(self) -> tuple[Tensor | Sequence[Weight], Tensor | None]:
+        """The loaded weights and biases, which are forgotten here so that they are not held twice.
+
+        Those are `quantized` where loading has set it, else `weight`.
+        """
+        taken = self.weight if self.quantized is None else self.quantized, self.bias
+        self.quantized = None
+        self.weight = empty_parameter(*self.weight.shape)
+        self.bias = None if self.bias is None else empty_parameter(*self.bias.shape)
+        return taken
 
 
 class Experts(Layer):
-    """Gated experts without biases: one operation for all."""
+    """The experts that a router chooses from."""
 
     def __init__(self, config: TransformerConfig, kernels: KernelBackend, num_experts: int, size: int) -> None:
         super().__init__()
         self.kernels = kernels
-        self.activation = config.activation
-        self.linear_fc1 = ExpertLinear(num_experts, config.hidden_size, (size, size))
-        self.linear_fc2 = ExpertLinear(num_experts, size, (config.hidden_size,))
+        self.activation = activation_of(config)
+        first_sizes, has_bias = (size, size) if config.gated_linear_unit else (size,), config.add_mlp_bias
+        self.linear_fc1 = ExpertLinear(num_experts, config.hidden_size, first_sizes, bias=has_bias)
+        self.linear_fc2 = ExpertLinear(num_experts, size, (config.hidden_size,), bias=has_bias)
         self.packed: PackedExperts = None
 
     def forward(self, hidden: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
@@ -38,33 +51,10 @@ class Experts(Layer):
         return self.kernels.mix_experts(hidden, self.packed, expert_ids, expert_weights)
 
     def pack(self) -> None:
-        """Hands the loaded weights to the kernels and forgets them here, so that they are not held twice.
-
-        Those are `quantized` where loading has set it, else `weight`.
-        """
-        linears = (self.linear_fc1, self.linear_fc2)
-        stacks = [linear.weight if linear.quantized is None else linear.quantized for linear in linears]
-        self.packed = self.kernels.pack_experts(ExpertWeights(*stacks), self.activation)
-        for linear in linears:
-            linear.quantized = None
-            linear.weight = empty_parameter(*linear.weight.shape)
-
-
-class LocalExperts(Layer):
-    """Experts of any other form: an MLP each, one after the other."""
-
-    def __init__(self, config: TransformerConfig, kernels: KernelBackend, num_experts: int, size: int) -> None:
-        super().__init__()
-        self.local_experts = nn.ModuleList(MLP(config, kernels, size) for _ in range(num_experts))
-
-    def forward(self, hidden: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
-        """[T, hidden], [T, chosen] int64, [T, chosen] float32 -> [T, hidden]; summed in ascending order of id."""
-        result = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
-        for expert in expert_ids.unique().tolist():
-            tokens, choice = (expert_ids == expert).nonzero(as_tuple=True)
-            output = self.local_experts[expert](hidden.index_select(0, tokens))
-            result.index_add_(0, tokens, output.float() * expert_weights[tokens, choice].unsqueeze(-1))
-        return result.to(hidden.dtype)
+        """Hands the loaded weights to the kernels."""
+        (gate_up, gate_up_bias), (down, down_bias) = self.linear_fc1.take(), self.linear_fc2.take()
+        weights = ExpertWeights(gate_up, down, gate_up_bias, down_bias)
+        self.packed = self.kernels.pack_experts(weights, self.activation)
 
 
 class SharedExperts(MLP):
@@ -80,15 +70,10 @@ class SharedExperts(MLP):
         """[T, hidden] -> [T, hidden]; `residual` is added."""
         if self.gate is None:
             return super().forward(hidden, residual)
-        output = super().forward(hidden) * self.kernels.activate(
-            self.gate(hidden), Activation("sigmoid", is_gated=False)
-        )
+        output = super().forward(hidden) * sigmoid(self.gate(hidden)).to(hidden.dtype)
         return output if residual is None else residual + output
 
 
-def make_experts(
-    config: TransformerConfig, kernels: KernelBackend, num_experts: int, size: int
-) -> Experts | LocalExperts:
-    """The form that the kernels take at once, if that is what the config describes."""
-    can_mix = config.gated_linear_unit and activation_of(config).can_fuse and not config.add_mlp_bias
-    return (Experts if can_mix else LocalExperts)(config, kernels, num_experts, size)
+def sigmoid(x: Tensor) -> Tensor:
+    """In float32, by way of float64: the last bits of a vectorized function depend on a value's place in the tensor."""
+    return torch.sigmoid(x.double()).float()

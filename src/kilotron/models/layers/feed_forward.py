@@ -15,28 +15,17 @@ class MLP(Layer):
         """`size` is that of the hidden layer, `ffn_hidden_size` unless given."""
         super().__init__()
         size = size or config.ffn_hidden_size
-        activation = activation_of(config)
         first_sizes = (size, size) if config.gated_linear_unit else (size,)
-        has_bias = config.add_mlp_bias
-        self.kernels = kernels
-        self.activation = None if activation.can_fuse else activation
-        fused = activation if activation.can_fuse else None
-        self.linear_fc1 = Linear(kernels, config.hidden_size, first_sizes, bias=has_bias, activation=fused)
+        has_bias, activation = config.add_mlp_bias, activation_of(config)
+        self.linear_fc1 = Linear(kernels, config.hidden_size, first_sizes, bias=has_bias, activation=activation)
         self.linear_fc2 = Linear(kernels, size, (config.hidden_size,), bias=has_bias)
 
     def forward(self, hidden: Tensor, residual: Tensor | None = None) -> Tensor:
         """[T, hidden] -> [T, hidden]; `residual` is added."""
-        between = self.linear_fc1(hidden)
-        if self.activation is not None:
-            between = self.kernels.activate(between, self.activation)
-        return self.linear_fc2(between, residual)
+        return self.linear_fc2(self.linear_fc1(hidden), residual)
 
 
 def activation_of(config: TransformerConfig) -> Activation:
     """What stands between the two matrices of an MLP."""
-    return Activation(
-        config.activation,
-        config.gated_linear_unit,
-        clamp=config.activation_clamp,
-        linear_offset=config.glu_linear_offset,
-    )
+    clamp, offset = config.activation_clamp, config.glu_linear_offset
+    return Activation(config.activation, config.gated_linear_unit, clamp=clamp, linear_offset=offset)

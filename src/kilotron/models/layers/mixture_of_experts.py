@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from kilotron.kernels.interface import KernelBackend
-from kilotron.models.layers.experts import SharedExperts, make_experts
+from kilotron.models.layers.experts import Experts, SharedExperts
 from kilotron.models.layers.layer import Layer
 from kilotron.models.layers.router import Router
 from kilotron.models.transformer_config import TransformerConfig
@@ -17,7 +17,7 @@ class MixtureOfExperts(Layer):
         if config.num_moe_experts is None or config.moe_ffn_hidden_size is None:
             raise ValueError("a mixture of experts needs num_moe_experts and moe_ffn_hidden_size")
         self.router = Router(config, kernels, config.num_moe_experts)
-        self.experts = make_experts(config, kernels, config.num_moe_experts, config.moe_ffn_hidden_size)
+        self.experts = Experts(config, kernels, config.num_moe_experts, config.moe_ffn_hidden_size)
         self.shared_experts: SharedExperts | None = None
         if config.moe_shared_expert_intermediate_size is not None:
             self.shared_experts = SharedExperts(config, kernels, config.moe_shared_expert_intermediate_size)

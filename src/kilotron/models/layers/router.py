@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from kilotron.kernels.interface import Activation, KernelBackend
+from kilotron.kernels.interface import KernelBackend
+from kilotron.models.layers.experts import sigmoid
 from kilotron.models.layers.linear import Linear, empty_parameter
 from kilotron.models.transformer_config import TransformerConfig
 
@@ -37,7 +38,7 @@ class Router(Linear):
 
     def _scores(self, logits: Tensor) -> Tensor:
         if self.config.moe_router_score_function == "sigmoid":
-            return self.kernels.activate(logits, Activation("sigmoid", is_gated=False))
+            return sigmoid(logits)
         return torch.softmax(logits, dim=-1)
 
     def _restricted(self, scores: Tensor, logits: Tensor) -> Tensor:

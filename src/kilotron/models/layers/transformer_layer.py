@@ -60,7 +60,7 @@ class TransformerLayer(Layer):
     def describe(self) -> DecoderLayer | None:
         """The packed layer as a plain value, or None where it is of another form than that value has."""
         attention, mlp = self.self_attention, self.mlp
-        if self.norms_after or not isinstance(mlp, MLP) or mlp.activation is not None:
+        if self.norms_after or not isinstance(mlp, MLP):
             return None
         if not isinstance(attention, SelfAttention) or attention.norms_outside_kernel:
             return None
