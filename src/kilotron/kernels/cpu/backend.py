@@ -81,14 +81,12 @@ class CpuBackend(ReferenceBackend):
     def pack_linear(self, weight: Weight, bias: Tensor | None, activation: Activation | None = None) -> PackedLinear:
         """Copies into panels; quantized weights stay quantized."""
         wide_bias = None if bias is None else bias.detach().float().contiguous()
-        if activation is not None and (activation.clamp is not None or activation.linear_offset):
-            raise KernelError("the CPU kernels have no clamped activation yet; use kernels=reference")
-        kind, is_gated = (activation.kind, activation.is_gated) if activation is not None else (None, False)
+        what_follows = activation or (None, False, None, 0.0)
         threads = torch.get_num_threads()
         if isinstance(weight, QuantizedWeight):
             values, scales, zeros = weight.values, weight.scales, weight.zeros
-            return self._native.pack_quantized(values, scales, zeros, weight.bits, wide_bias, kind, is_gated, threads)
-        return self._native.pack_plain(weight.detach(), wide_bias, kind, is_gated, threads)
+            return self._native.pack_quantized(values, scales, zeros, weight.bits, wide_bias, *what_follows, threads)
+        return self._native.pack_plain(weight.detach(), wide_bias, *what_follows, threads)
 
     def linear(self, x: Tensor, packed: PackedLinear, residual: Tensor | None = None) -> Tensor:
         """[T, in] -> [T, out]"""
@@ -152,19 +150,15 @@ class CpuBackend(ReferenceBackend):
 
     def paged_attention(self, query: Tensor, kv: KVLayer, plan: AttentionPlan, options: AttentionOptions) -> Tensor:
         """[T, H, D] -> [T, H, D]"""
-        if options.sinks is not None or options.position_bias is not None:
-            raise KernelError("the CPU kernels have no sinks and no position bias yet; use kernels=reference")
         query = query.contiguous()
         result = torch.empty_like(query)
-        self._kernels.paged_attention(
-            query, kv, plan, options.scale, options.window or 0, options.softcap or 0.0, result
-        )
+        scale, window, softcap = options.scale, options.window or 0, options.softcap or 0.0
+        sinks, position_bias = options.sinks, options.position_bias
+        self._kernels.paged_attention(query, kv, plan, scale, window, softcap, sinks, position_bias, result)
         return result
 
     def pack_layers(self, layers: Sequence[DecoderLayer]) -> PackedLayers | None:
         """One call for all of them: Python between their operations costs 70 us a layer."""
-        if any(layer.attention.sinks is not None or layer.attention.position_bias is not None for layer in layers):
-            return None
         return CpuLayers(self._kernels, self._native.DecoderLayers(layers))
 
     def pack_experts(self, weights: ExpertWeights, activation: Activation) -> PackedExperts:
