@@ -96,11 +96,12 @@ def make_case(
     scale: float = 0.4,
     has_sinks: bool = False,
     num_distances: int | None = None,
+    kv_dtype: torch.dtype | None = None,
     is_written: bool = True,
 ) -> Case:
     """`sizes` are (computed, new) tokens per row; blocks are handed out in random order.
 
-    With `num_distances` there is a position bias of so many columns.
+    With `num_distances` there is a position bias of so many columns; the cache has the activations' dtype unless said.
     """
     generator, shuffle = (torch.Generator().manual_seed(sum(map(sum, sizes))) for _ in range(2))
 
@@ -115,10 +116,10 @@ def make_case(
         block_size=block_size,
         num_query_groups=groups,
         kv_channels=channels,
-        dtype=dtype,
+        dtype=kv_dtype or dtype,
     )
     kv_layers = backend.allocate_kv(shape)
-    _leave_behind(backend, kv_layers[0], shape)
+    _leave_behind(backend, kv_layers[0], shape, dtype)
     backend.clear_kv_blocks(kv_layers, [block for block in table.reshape(-1).tolist() if block])
     computed, new = (np.array(column, dtype=np.int64) for column in zip(*sizes, strict=True))
     keys, values = ([draw(length, groups, channels) for length in lengths] for _ in range(2))
@@ -167,7 +168,7 @@ def _hand_out(counts: list[int], generator: torch.Generator) -> np.ndarray:
     return table
 
 
-def _leave_behind(backend: KernelBackend, kv: KVLayer, shape: KVShape) -> None:
+def _leave_behind(backend: KernelBackend, kv: KVLayer, shape: KVShape, dtype: torch.dtype) -> None:
     slots = torch.arange(shape.block_size, shape.num_blocks * shape.block_size)
-    left = torch.full((len(slots), shape.num_query_groups, shape.kv_channels), LEFTOVER, dtype=shape.dtype)
+    left = torch.full((len(slots), shape.num_query_groups, shape.kv_channels), LEFTOVER, dtype=dtype)
     append(backend, left, left, left, None, kv, slots)

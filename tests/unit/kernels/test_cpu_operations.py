@@ -14,7 +14,7 @@ from kilotron.kernels.interface import (
     KVShape,
     Rotation,
 )
-from kilotron.kernels.reference.backend import rotate
+from kilotron.kernels.reference.backend import ReferenceBackend, rotate
 from unit.kernels.attention_cases import append, make_case
 from unit.kernels.cpu_backends import (
     assert_near,
@@ -220,7 +220,27 @@ def test_mix_experts(isa: str, dtype: torch.dtype, kind: str, chosen: int, threa
             output = weights.down[expert].double() @ (FUNCTIONS[kind](gate) * up)
             exact[token] += probabilities[token, choice].double() * output
     found = cpu.mix_experts(x, cpu.pack_experts(weights, Activation(kind, is_gated=True)), ids, probabilities)
-    assert_near(found, exact, {torch.float32: 5e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype])
+    assert_near(found, exact, {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype])
+
+
+@each_dtype
+@each_isa
+@pytest.mark.parametrize("is_gated", [True, False])
+def test_experts_with_biases_and_without_a_gate(isa: str, dtype: torch.dtype, is_gated: bool) -> None:
+    width = 2 * FFN if is_gated else FFN
+    weights = ExpertWeights(
+        draw(3, width, HIDDEN, dtype=dtype, seed=1) * 0.2, draw(3, HIDDEN, FFN, dtype=dtype, seed=2) * 0.2,
+        draw(3, width, dtype=dtype, seed=3), draw(3, HIDDEN, dtype=dtype, seed=4),
+    )  # fmt: skip
+    activation = Activation("quick_gelu", is_gated=is_gated, clamp=1.0, linear_offset=1.0)
+    cpu, plain = make_cpu(isa), ReferenceBackend()
+    ids, probabilities = torch.tensor([[2, 0], [0, 1], [2, 1], [1, 2], [0, 2]]), draw(5, 2, seed=5).softmax(-1)
+    found = cpu.mix_experts(draw(5, HIDDEN, dtype=dtype), cpu.pack_experts(weights, activation), ids, probabilities)
+    wide = ExpertWeights(*(part.float() for part in weights))  # type: ignore[union-attr]
+    expected = plain.mix_experts(
+        draw(5, HIDDEN, dtype=dtype).float(), plain.pack_experts(wide, activation), ids, probabilities
+    )
+    assert_near(found, expected.double(), {torch.float32: 5e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype])
 
 
 @each_dtype

@@ -32,7 +32,11 @@ def activations(weight: Weight, rows: int) -> Tensor:
     return draw(rows, weight.shape[1], seed=7).to(weight.dtype)
 
 
-@pytest.mark.parametrize("activation", [None, Activation("silu", is_gated=True)], ids=["plain", "gated"])
+@pytest.mark.parametrize(
+    "activation",
+    [None, Activation("silu", is_gated=True), Activation("quick_gelu", is_gated=True, clamp=7.1, linear_offset=1.0)],
+    ids=["plain", "gated", "clamped"],
+)
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_mapped_matrix_gives_the_bits_of_the_packed_one(
@@ -143,6 +147,9 @@ def written(tmp_path: Path) -> Path:
         ("format", "int3"),
         ("format", None),
         ("activation", "sine"),
+        ("clamp", -1.0),
+        ("clamp", "seven"),
+        ("linear_offset", None),
         ("has_bias", 2),
         ("has_bias", None),
         ("more", 1),

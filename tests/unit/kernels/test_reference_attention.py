@@ -105,3 +105,10 @@ def test_what_follows_a_row_in_its_last_block_does_not_matter() -> None:
     case = make_case(BACKEND, [(0, 9)])
     assert case.run()[0][3:5].isfinite().all()
     torch.testing.assert_close(case.run_part(0, 3, 5), case.run()[0][3:5])
+
+
+def test_keys_and_values_may_be_written_without_queries() -> None:
+    case = make_case(BACKEND, [(40, 3)], is_written=False)
+    heads = torch.cat((case.keys[0], case.values[0]), 1)
+    assert BACKEND.rotate_and_append(heads, None, None, case.kv, case.slots_of(0, 0, 43)).shape == (43, 0, 8)
+    torch.testing.assert_close(case.run()[0].double(), naive(case, 0), rtol=2e-5, atol=2e-5)
