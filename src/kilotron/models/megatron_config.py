@@ -51,14 +51,13 @@ def read_megatron_gpt(fields: ConfigFields) -> TransformerConfig:
         hidden_size=args.count("hidden_size"),
         num_attention_heads=num_heads,
         vocab_size=_padded_vocab_size(args),
-        max_position_embeddings=args.count("max_position_embeddings" if _has_positions(args) else "seq_length"),
+        max_position_embeddings=args.count("max_position_embeddings", args.count("seq_length", 1)),
         add_qkv_bias=add_bias or args.flag("add_qkv_bias", False),
         add_proj_bias=add_bias,
         add_mlp_bias=add_bias,
         untie_embeddings_and_output_weights=args.flag("untie_embeddings_and_output_weights", False),
         params_dtype=_params_dtype(args),
         layer_windows=_layer_windows(args),
-        softmax_scale=args.optional_number("softmax_scale"),
         softmax_type=args.text("softmax_type", "vanilla"),
         **_feed_forward(args, has_bias=add_bias),
         **_norms(args),
@@ -91,10 +90,6 @@ def saved_arguments(values: Mapping[str, Any]) -> ConfigFields:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _has_positions(args: ConfigFields) -> bool:
-    return "max_position_embeddings" in args
 
 
 def _padded_vocab_size(args: ConfigFields) -> int:
@@ -161,6 +156,7 @@ def _heads(args: ConfigFields, num_heads: int) -> dict[str, Any]:
         "num_query_groups": args.count("num_query_groups") if is_grouped else num_heads,
         "kv_channels": args.count("kv_channels", args.count("hidden_size") // num_heads),
         "qk_layernorm": kind,
+        "softmax_scale": args.optional_number("softmax_scale"),
     }
 
 
