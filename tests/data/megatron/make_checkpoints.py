@@ -16,7 +16,7 @@ Then, from any folder (all, or only the named ones; those made from others' weig
 
     python make_checkpoints.py --new NEW/bin/python --old OLD/bin/python [gpt2 llama/torch_dist-tp2 ...]
 
-The seeds are fixed: weights, ids and logits come out the same; the bytes of the files may not (saved seeds and ids of torch).
+The seeds are fixed: weights, ids and logits come out the same. The files do not to the byte: torch saves ids of its own.
 Made with torch 2.13.0, triton 3.9.0, einops 0.8.2, absl-py 2.5.1, psutil 7.2.2.
 """
 
@@ -230,7 +230,8 @@ def run_job(python: str, job: dict[str, Any], num_ranks: int, folder: Path) -> N
         )
         for rank in range(num_ranks)
     ]
-    if any([rank.wait() for rank in ranks]):
+    exit_codes = [rank.wait() for rank in ranks]
+    if any(exit_codes):
         sys.exit(f"{job['name']}: a rank failed")
 
 

@@ -1,7 +1,7 @@
 """One rank of one job of make_checkpoints.py: builds a tiny model with the real megatron-core on a CPU and saves it.
 
-Run by make_checkpoints.py only, in the environment of one megatron-core release: `write_one_checkpoint.py JOB.json`, with
-RANK and WORLD_SIZE set. The stand-ins below replace what asks for a GPU; none of them changes what is computed or saved.
+Run by make_checkpoints.py only, in the environment of one megatron-core release: `write_one_checkpoint.py JOB.json`,
+with RANK and WORLD_SIZE set. The stand-ins below replace what asks for a GPU or for Transformer Engine.
 """
 
 import copy
@@ -49,6 +49,45 @@ def replace_cuda_calls() -> None:
     import megatron.core.tensor_parallel.random as megatron_random
 
     megatron_random._lazy_call = lambda function: None
+    give_attention_head_sizes()
+    give_norms_a_zero_center()
+
+
+def give_attention_head_sizes() -> None:
+    """Latent attention has heads of two sizes, which only Transformer Engine's attention takes; then the local one too."""
+    from megatron.core.transformer.dot_product_attention import DotProductAttention
+
+    initialize = DotProductAttention.__init__
+
+    def initialize_with_head_sizes(
+        self: Any, *args: Any, k_channels: int | None = None, v_channels: int | None = None, **options: Any
+    ) -> None:
+        initialize(self, *args, **options)
+        if v_channels is not None:
+            self.hidden_size_per_partition = self.num_attention_heads_per_partition * v_channels
+
+    DotProductAttention.__init__ = initialize_with_head_sizes
+
+
+class ZeroCenteredLayerNorm(torch.nn.LayerNorm):
+    """LayerNorm whose stored weight is what its weight is more than one."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.layer_norm(input, self.normalized_shape, self.weight + 1, self.bias, self.eps)
+
+
+def give_norms_a_zero_center() -> None:
+    """Apex and Transformer Engine have zero-centered norms, the plain one refuses them; then it has them too."""
+    from megatron.core.transformer.torch_norm import WrappedTorchNorm
+
+    make = WrappedTorchNorm.__new__
+
+    def make_norm(cls: type, config: Any, hidden_size: int, eps: float = 1e-5, **options: Any) -> torch.nn.Module:
+        if config.layernorm_zero_centered_gamma and config.normalization == "LayerNorm":
+            return ZeroCenteredLayerNorm(hidden_size, eps=eps)
+        return make(cls, config, hidden_size, eps, **options)
+
+    WrappedTorchNorm.__new__ = make_norm
 
 
 def initialize_parallel(tensor: int, pipeline: int, expert: int, expert_tensor: int | None) -> None:
@@ -112,6 +151,7 @@ def build_old_gpt(args: Any) -> torch.nn.Module:
         hidden_size=args.hidden_size,
         ffn_hidden_size=args.ffn_hidden_size,
         num_attention_heads=args.num_attention_heads,
+        kv_channels=args.kv_channels,
         num_query_groups=args.num_query_groups if args.group_query_attention else None,
         normalization=args.normalization,
         layernorm_epsilon=args.norm_epsilon if hasattr(args, "norm_epsilon") else args.layernorm_epsilon,
@@ -149,6 +189,7 @@ def build_t5(args: Any) -> torch.nn.Module:
     config = core_transformer_config_from_args(args)
     encoder_config = copy.deepcopy(config)
     encoder_config.num_layers = args.encoder_num_layers
+    config.num_layers = args.decoder_num_layers  # else that of the encoder
     encoder_spec = get_t5_encoder_with_local_block_spec(args.encoder_num_layers)
     decoder_spec = get_t5_decoder_with_local_block_spec(args.decoder_num_layers)
     encoder_spec.layer_norm = decoder_spec.layer_norm = WrappedTorchNorm  # the specs name Transformer Engine's
