@@ -85,6 +85,12 @@ class AttentionOptions:
     """Sliding window: a token sees itself and the `window - 1` tokens before; None sees all."""
     softcap: float | None = None
     """Scores become `softcap * tanh(scores / softcap)`."""
+    sinks: Tensor | None = None
+    """[H] float32: scores of a key that every query of a head sees and whose value is zero: e to that power joins the
+    softmax's denominator (gpt-oss; Megatron's softmax_offset)."""
+    position_bias: Tensor | None = None
+    """[H, number of distances] float32, added to scaled scores, before the soft-cap: query at position q and key at k
+    get column q - k, or the last one where they are farther apart (T5's decoder)."""
 
 
 class Activation(NamedTuple):

@@ -20,6 +20,15 @@ class ScoreSpan(NamedTuple):
     """Most likely tokens to list beside each target."""
 
 
+class EncoderInput(NamedTuple):
+    """An encoder's whole input, computed in this step because no earlier one did."""
+
+    token_ids: list[int]
+    """Not to be changed."""
+    num_cached: int
+    """Leading tokens whose keys and values the cross blocks hold already."""
+
+
 class RowPlan(NamedTuple):
     """One row of a step: compute `token_ids`, the first of which stands at position `start`."""
 
@@ -34,6 +43,8 @@ class RowPlan(NamedTuple):
     samples: bool
     """Whether the last token's logits give a new token."""
     score: ScoreSpan | None = None
+    encoder: EncoderInput | None = None
+    """Encoder-decoder models: what is encoded before the row's tokens can look at it."""
 
 
 class Admission(NamedTuple):
@@ -50,6 +61,10 @@ class Admission(NamedTuple):
     seed: int
     end_ids: frozenset[int]
     bad_word_ids: tuple[tuple[int, ...], ...]
+    cross_block_ids: tuple[int, ...] = ()
+    """Encoder-decoder models: blocks of the encoder's output, all of them."""
+    encoder_length: int = 0
+    """Tokens of the encoder's input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +79,9 @@ class StepPlan:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens computed in this step."""
-        return sum(len(row.token_ids) for row in self.rows)
+        """Tokens computed in this step, those of encoders included."""
+        num_encoded = sum(len(row.encoder.token_ids) for row in self.rows if row.encoder is not None)
+        return num_encoded + sum(len(row.token_ids) for row in self.rows)
 
 
 class TokenScores(NamedTuple):

@@ -30,6 +30,8 @@ class SelfAttention(Layer):
         kv_size = config.num_query_groups * config.kv_channels
         self.linear_qkv = Linear(kernels, config.hidden_size, (query_size, kv_size, kv_size), bias=config.add_qkv_bias)
         self.linear_proj = Linear(kernels, query_size, (config.hidden_size,), bias=config.add_proj_bias)
+        self.relative_attention_bias: Any = None
+        """A table of relative positions, for layers that bring one."""
         self.q_layernorm: Any = None
         self.k_layernorm: Any = None
         self.norms_each_head = config.qk_layernorm == "head"
