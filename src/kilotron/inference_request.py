@@ -86,7 +86,11 @@ class InferenceRequest:
     sampling_params: SamplingParams
     timings: RequestTimings
     prompt: str | None = None
-    """The prompt's text; None when ids were given."""
+    """The prompt's text, in an encoder-decoder model the decoder's; None when ids were given, or nothing."""
+    encoder_prompt: str | None = None
+    """The encoder's text, for encoder-decoder models; None when ids were given."""
+    encoder_tokens: list[int] = field(default_factory=list)
+    """What the encoder reads; empty for decoder-only models."""
     max_generated: int = 0
     """Tokens it may generate, resolved against the context length."""
     seed: int = 0

@@ -482,7 +482,7 @@ class DynamicInferenceEngine(AbstractEngine):
         if reason is not None:
             finish(progress, reason, request.error or error_of(request, reason))
         if not request.sampling_params.return_prompt_tokens:
-            request.prompt_tokens = []
+            request.prompt_tokens, request.encoder_tokens = [], []
         request.timings.finished = time.monotonic()
         request.status = FINAL_STATUS.get(request.finish_reason or "", Status.COMPLETED)
         self._counts.finish(request.finish_reason or "error")
