@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-Arrangement = Literal["plain", "transposed", "grouped_qkv"]
+Arrangement = Literal["plain", "transposed", "grouped_qkv", "single_row"]
 LAYER_NUMBER = re.compile(r"(?<=layers\.)\d+")
 
 
@@ -59,7 +59,9 @@ class WeightNames:
         experts = range(num_experts) if any("{expert}" in one for one in source.names) else range(1)
 
         def written_out(template: str, expert: int) -> str:
-            full = f"{template.format(layer=layer and layer.group(), expert=expert)}{ending}"
+            full = template.format(layer=layer and layer.group(), expert=expert)
+            if source.arrangement != "single_row":
+                full = f"{full}{ending}"
             bare = full.removeprefix(self.prefix)
             return bare if bare in stored and full not in stored else full
 
@@ -75,8 +77,11 @@ def rearrange(stored: Tensor, arrangement: Arrangement, num_query_groups: int, k
     """A stored weight or bias with its rows in our order.
 
     transposed: GPT-2 stores weights [in, out]. grouped_qkv: GPT-NeoX and Megatron store, for each key-value head, its
-    query heads, its key and its value; ours are all queries, all keys, all values.
+    query heads, its key and its value; ours are all queries, all keys, all values. single_row: BART's vector with an
+    axis more, whose name is no module's.
     """
+    if arrangement == "single_row":
+        return stored.squeeze(0)
     if arrangement == "transposed" and stored.ndim == 2:
         return stored.t()
     if arrangement == "grouped_qkv":

@@ -55,11 +55,11 @@ def read_gpt2(fields: ConfigFields) -> TransformerConfig:
         add_proj_bias=True,
         add_mlp_bias=True,
         gated_linear_unit=False,
-        activation=_activation(fields, "activation_function", "gelu_new"),
+        activation=read_activation(fields, "activation_function", "gelu_new"),
         position_embedding_type="learned",
         softmax_scale=scale,
         scale_attn_by_inverse_layer_idx=fields.flag("scale_attn_by_inverse_layer_idx", False),
-        **_vocabulary(fields, is_tied=True),
+        **read_vocabulary(fields, is_tied=True),
     )
 
 
@@ -68,7 +68,7 @@ def read_gpt_neox(fields: ConfigFields) -> TransformerConfig:
     attention_bias = fields.flag("attention_bias", True)
     return TransformerConfig(
         **_sizes(fields),
-        **_vocabulary(fields, is_tied=False),
+        **read_vocabulary(fields, is_tied=False),
         **read_rope(fields, default_percent=0.25),
         normalization="LayerNorm",
         layernorm_epsilon=fields.number("layer_norm_eps", 1e-5),
@@ -77,7 +77,7 @@ def read_gpt_neox(fields: ConfigFields) -> TransformerConfig:
         add_proj_bias=attention_bias,
         add_mlp_bias=True,
         gated_linear_unit=False,
-        activation=_activation(fields, "hidden_act", "gelu"),
+        activation=read_activation(fields, "hidden_act", "gelu"),
     )
 
 
@@ -221,13 +221,13 @@ def _llama(fields: ConfigFields) -> dict[str, Any]:
     attention_bias, mlp_bias = fields.flag("attention_bias", False), fields.flag("mlp_bias", False)
     return {
         **_sizes(fields),
-        **_vocabulary(fields, is_tied=False),
+        **read_vocabulary(fields, is_tied=False),
         **read_rope(fields),
         "layernorm_epsilon": fields.number("rms_norm_eps", 1e-6),
         "add_qkv_bias": attention_bias,
         "add_proj_bias": attention_bias,
         "add_mlp_bias": mlp_bias,
-        "activation": _activation(fields, "hidden_act", "silu"),
+        "activation": read_activation(fields, "hidden_act", "silu"),
     }
 
 
@@ -245,14 +245,14 @@ def _gemma(fields: ConfigFields) -> dict[str, Any]:
     attention_bias = fields.flag("attention_bias", False)
     return {
         **_sizes(fields),
-        **_vocabulary(fields, is_tied=True),
+        **read_vocabulary(fields, is_tied=True),
         "kv_channels": fields.integer("head_dim", 256),
         "layernorm_epsilon": fields.number("rms_norm_eps", 1e-6),
         "layernorm_zero_centered_gamma": True,
         "norm_placement": "sandwich",
         "add_qkv_bias": attention_bias,
         "add_proj_bias": attention_bias,
-        "activation": _activation(fields, "hidden_activation", "gelu_pytorch_tanh"),
+        "activation": read_activation(fields, "hidden_activation", "gelu_pytorch_tanh"),
         "softmax_scale": query_scalar**-0.5,
         "embedding_multiplier": math.sqrt(fields.integer("hidden_size")),
     }
@@ -301,21 +301,24 @@ def _sizes(fields: ConfigFields) -> dict[str, Any]:
     }
 
 
-def _vocabulary(fields: ConfigFields, *, is_tied: bool) -> dict[str, Any]:
-    """Vocabulary, special ids and the stored dtype; `is_tied` is the architecture's default."""
+def read_vocabulary(
+    fields: ConfigFields, *, is_tied: bool, vocab_size: int | None = None, eos_token_id: int | None = None
+) -> dict[str, Any]:
+    """Vocabulary, special ids and the stored dtype; what is given are the architecture's defaults."""
     name = fields.text("dtype", fields.text("torch_dtype", "float32")).removeprefix("torch.")
     if name not in DTYPES:
         raise fields.wrong("dtype" if "dtype" in fields else "torch_dtype", f"one of {', '.join(DTYPES)}")
     return {
-        "vocab_size": fields.integer("vocab_size"),
+        "vocab_size": fields.integer("vocab_size", vocab_size),
         "untie_embeddings_and_output_weights": not fields.flag("tie_word_embeddings", is_tied),
         "params_dtype": DTYPES[name],
-        "eos_token_ids": fields.integers("eos_token_id"),
+        "eos_token_ids": fields.integers("eos_token_id") or (() if eos_token_id is None else (eos_token_id,)),
         "bos_token_id": fields.integer("bos_token_id") if "bos_token_id" in fields else None,
     }
 
 
-def _activation(fields: ConfigFields, name: str, default: str) -> str:
+def read_activation(fields: ConfigFields, name: str, default: str) -> str:
+    """The name of an activation, in our words."""
     kind = fields.text(name, default)
     if kind not in ACTIVATIONS:
         raise fields.wrong(name, f"one of {', '.join(ACTIVATIONS)}")

@@ -34,6 +34,8 @@ class SelfAttention(Layer):
             row_order=_order_of_qkv(config),
         )
         self.linear_proj = Linear(kernels, query_size, (config.hidden_size,), bias=config.add_proj_bias)
+        self.relative_attention_bias: Any = None
+        """A table of relative positions, for layers that bring one."""
         self.q_layernorm: Any = None
         self.k_layernorm: Any = None
         self.norms_each_head = config.qk_layernorm in ("head", "l2")
@@ -99,6 +101,10 @@ class CoreAttention(Layer):
         if self.softmax_offset is None:
             return self._options
         return replace(self._options, sinks=self.softmax_offset)
+
+    def use_position_bias(self, bias: torch.Tensor) -> None:
+        """Scores get this bias from now on: [heads, distances] float32."""
+        self._options = replace(self._options, position_bias=bias)
 
 
 def _make_head_norm(config: TransformerConfig, kernels: KernelBackend, size: int) -> Any:
