@@ -1,4 +1,4 @@
-"""Encoder inputs in the scheduler: computed once, shared by equal requests, given back, refused where they never fit."""
+"""Encoder inputs in the scheduler: computed once, shared by equals, given back, refused where they never fit."""
 
 import pytest
 
