@@ -1,5 +1,6 @@
-"""ScheduledRequest: what the scheduler knows of one request, waiting or running."""
+"""ScheduledRequest: what the scheduler knows of one request, or of one beam of it, waiting or running."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from kilotron.inference_request import InferenceRequest
@@ -26,7 +27,25 @@ class QueuePlace:
         """Requests admitted around this one because it did not fit."""
 
 
-class ScheduledRequest(QueuePlace):
+class BeamPlace(QueuePlace):
+    """A request's place in a beam search, if it is one."""
+
+    __slots__ = ("beam", "beams", "is_moved", "is_parked")
+
+    def __init__(self, arrival_order: int, queued_step: int) -> None:
+        super().__init__(arrival_order, queued_step)
+        self.beams: list[ScheduledRequest] = []
+        """All beams of a beam search, this one too; they run and wait together. Empty for any other request. A beam
+        without tokens has not begun, or has ended."""
+        self.beam = 0
+        """Its place in `beams`."""
+        self.is_parked = False
+        """Whether it has a slot but has to wait for another beam that computes what they have in common."""
+        self.is_moved = False
+        """Whether its tokens or blocks are others than those that its slot's tables hold."""
+
+
+class ScheduledRequest(BeamPlace):
     """A request with its tokens, its blocks and how far it is computed."""
 
     __slots__ = (
@@ -65,7 +84,7 @@ class ScheduledRequest(QueuePlace):
         self.chains = [chain_root(salt) if cross is None else cross.decoder_root]
         """chains[i + 1] identifies block i; chains[0] is the root."""
         self.cross = cross
-        """Of its encoder input, if it has one."""
+        """Of its encoder input, if it has one; the same for all its beams."""
         self.num_registered = 0
         """Leading blocks that the prefix cache knows as this request's own."""
         self.is_private = False
@@ -83,6 +102,16 @@ class ScheduledRequest(QueuePlace):
         return (self.request.sampling_params.priority, self.arrival_order)
 
     @property
+    def family(self) -> "Sequence[ScheduledRequest]":
+        """All that run and wait together: its beams, or itself."""
+        return self.beams or (self,)
+
+    @property
+    def first(self) -> "ScheduledRequest":
+        """The first of the family that has tokens, which starts when the family does."""
+        return next(item for item in self.family if item.token_ids)
+
+    @property
     def num_wanted(self) -> int:
         """Tokens known but not computed."""
         return len(self.token_ids) - self.num_computed
@@ -91,11 +120,6 @@ class ScheduledRequest(QueuePlace):
     def num_to_encode(self) -> int:
         """Tokens that the encoder has to run on before any other."""
         return 0 if self.cross is None else self.cross.num_to_compute
-
-    @property
-    def owned_block_ids(self) -> list[int]:
-        """All blocks it owns."""
-        return self.block_ids if self.cross is None else self.block_ids + self.cross.block_ids
 
     def chain(self, num_blocks: int, block_size: int) -> bytes:
         """The chain value after the first `num_blocks` full blocks."""
@@ -113,5 +137,7 @@ class ScheduledRequest(QueuePlace):
         self.num_computed = 0
         self.num_registered = 0
         self.is_private = False
+        self.is_parked = False
+        self.is_moved = False
         self.slot = None
         return block_ids

@@ -55,7 +55,7 @@ class StepBudget:
         self.tokens -= len(row.token_ids)
         if row.encoder is not None:
             self.tokens -= len(row.encoder.token_ids)
-        self.logits -= row.samples
+        self.logits -= row.needs_logits
         if row.score is not None:
             self.logits -= len(row.score.targets)
 
@@ -73,12 +73,16 @@ def plan_row(item: ScheduledRequest, length: int, granted: list[int]) -> RowPlan
     slot = item.slot
     if slot is None:
         raise RuntimeError(f"request {request.request_id} runs without a slot")
-    samples = end == len(item.token_ids) and request.max_generated > 0
+    is_due = end == len(item.token_ids) and request.max_generated > 0
     score = _score_span(item, start, end) if item.scores_prompt else None
-    encoder, cross = None, item.cross
+    row = RowPlan(request.request_id, slot, start, item.token_ids[start:end], granted, is_due, score)
+    cross = item.cross
     if cross is not None and not cross.is_computed:
-        encoder = EncoderInput(cross.token_ids, sum(map(len, cross.parts[: cross.num_cached])))
-    return RowPlan(request.request_id, slot, start, item.token_ids[start:end], granted, samples, score, encoder)
+        num_cached = sum(map(len, cross.parts[: cross.num_cached]))
+        row = row._replace(encoder=EncoderInput(cross.token_ids, num_cached))
+    if item.beams:
+        row = row._replace(samples=False, beam=item.beam, num_candidates=is_due * request.num_candidates)
+    return row
 
 
 def _score_span(item: ScheduledRequest, start: int, end: int) -> ScoreSpan | None:

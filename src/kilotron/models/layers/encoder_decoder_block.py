@@ -3,7 +3,6 @@
 Each adds positions to embedded tokens, runs its layers and norms what comes out, where a config says so.
 """
 
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -84,8 +83,7 @@ class CrossDecoderLayer(_NormedLayer):
 
     def use_position_bias(self, bias: Tensor) -> None:
         """Scores get this bias from now on."""
-        attention = self.self_attention
-        attention.options = replace(attention.options, position_bias=bias)
+        self.self_attention.core_attention.use_position_bias(bias)
 
 
 class _Stack(Layer):
