@@ -75,7 +75,7 @@ BART = WeightNames(
         ),
         **_bart_attention("decoder.layers.{layer}.cross_attention", "model.decoder.layers.{layer}.encoder_attn"),
         "output_layer": Source(("lm_head",)),
-        "lm_head": Source(("final_logits_bias",), "single_row"),
+        "lm_head.bias": Source(("final_logits_bias",), "single_row"),
     },
     prefix="model.",
     ignored=(r"(encoder|decoder)\.embed_tokens\.weight$",),

@@ -59,9 +59,7 @@ class WeightNames:
         experts = range(num_experts) if any("{expert}" in one for one in source.names) else range(1)
 
         def written_out(template: str, expert: int) -> str:
-            full = template.format(layer=layer and layer.group(), expert=expert)
-            if source.arrangement != "single_row":
-                full = f"{full}{ending}"
+            full = f"{template.format(layer=layer and layer.group(), expert=expert)}{ending}"
             bare = full.removeprefix(self.prefix)
             return bare if bare in stored and full not in stored else full
 

@@ -172,7 +172,7 @@ def read_nemotron(fields: ConfigFields) -> TransformerConfig:
         "layernorm_epsilon": fields.number("norm_eps", 1e-5),
         "layernorm_zero_centered_gamma": True,
         "gated_linear_unit": False,
-        "activation": _activation(fields, "hidden_act", "relu2"),
+        "activation": read_activation(fields, "hidden_act", "relu2"),
     }
     return TransformerConfig(**_llama(fields) | own)
 

@@ -28,15 +28,15 @@ class QueuePlace:
 
 
 class BeamPlace(QueuePlace):
-    """Its place among the beams of one request, which wait and run together."""
+    """A request's place in a beam search, if it is one."""
 
     __slots__ = ("beam", "beams", "is_moved", "is_parked")
 
     def __init__(self, arrival_order: int, queued_step: int) -> None:
         super().__init__(arrival_order, queued_step)
         self.beams: list[ScheduledRequest] = []
-        """All beams of a beam search, this one too. Empty for any other request. A beam without tokens has not begun,
-        or has ended."""
+        """All beams of a beam search, this one too; they run and wait together. Empty for any other request. A beam
+        without tokens has not begun, or has ended."""
         self.beam = 0
         """Its place in `beams`."""
         self.is_parked = False
@@ -84,7 +84,7 @@ class ScheduledRequest(BeamPlace):
         self.chains = [chain_root(salt) if cross is None else cross.decoder_root]
         """chains[i + 1] identifies block i; chains[0] is the root."""
         self.cross = cross
-        """Of its encoder input, if it has one. Beams have it in common, and the first of them owns its blocks."""
+        """Of its encoder input, if it has one; the same for all its beams."""
         self.num_registered = 0
         """Leading blocks that the prefix cache knows as this request's own."""
         self.is_private = False
@@ -121,12 +121,6 @@ class ScheduledRequest(BeamPlace):
         """Tokens that the encoder has to run on before any other."""
         return 0 if self.cross is None else self.cross.num_to_compute
 
-    @property
-    def owned_block_ids(self) -> list[int]:
-        """All blocks it owns."""
-        cross = self.cross
-        return self.block_ids if cross is None or self.beam else self.block_ids + cross.block_ids
-
     def chain(self, num_blocks: int, block_size: int) -> bytes:
         """The chain value after the first `num_blocks` full blocks."""
         while len(self.chains) <= num_blocks:
@@ -138,7 +132,7 @@ class ScheduledRequest(BeamPlace):
     def rewind(self) -> list[int]:
         """Forgets all computation; returns the blocks it owned."""
         block_ids, self.block_ids = self.block_ids, []
-        if self.cross is not None and not self.beam:
+        if self.cross is not None:
             block_ids = block_ids + self.cross.rewind()
         self.num_computed = 0
         self.num_registered = 0

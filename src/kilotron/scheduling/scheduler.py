@@ -201,7 +201,8 @@ class Scheduler:
     def check_ledger(self) -> list[str]:
         """What is wrong with the books; empty when all is well."""
         items = [item for first in self._requests.values() for item in first.family]
-        problems = self.allocator.check_ledger([item.owned_block_ids for item in items])
+        cross = [item.cross.block_ids for item in self._requests.values() if item.cross is not None]
+        problems = self.allocator.check_ledger([item.block_ids for item in items] + cross)
         slots = sorted(self._free_slots + [item.slot for item in self.running if item.slot is not None])
         if slots != list(range(self.limits.max_requests)):
             problems.append("slots are lost or given twice")
@@ -317,12 +318,12 @@ class Scheduler:
         # What is computed again may have outgrown a step, so it is split whatever the option says.
         is_whole = limits.enable_chunked_prefill or item.request.num_preemptions > 0 or length == item.num_wanted
         if not is_whole or length == 0:
-            _forget_start(item)
+            item.rewind()
             return None
         count = blocks_missing(item, length, limits.block_size)
         num_cross = 0 if item.cross is None else len(item.cross.parts) - item.cross.num_cached
         if not self._has_room(count + num_cross + len(item.family) - 1, found):
-            _forget_start(item)
+            item.rewind()
             return None
         self.allocator.share(found)
         granted = self.allocator.allocate(count + num_cross)
@@ -484,13 +485,6 @@ def _drop_request(request_id: int, rows: list[RowPlan], moved: list[Admission]) 
     """Takes back what was planned for a request that is stopped after all."""
     rows[:] = [row for row in rows if row.request_id != request_id]
     moved[:] = [admission for admission in moved if admission.request_id != request_id]
-
-
-def _forget_start(item: ScheduledRequest) -> None:
-    """A waiting request does not fit: the blocks found for it were never its own."""
-    item.rewind()
-    if item.cross is not None:
-        item.cross.rewind()
 
 
 def _importance(item: ScheduledRequest) -> tuple[int, int]:
