@@ -4,7 +4,7 @@ In between is our form: Megatron's names, all queries before all keys before all
 and names, no file formats.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,6 +22,8 @@ from kilotron.models.transformer_config import TransformerConfig
 
 VOCABULARY_TABLES = ("embedding.word_embeddings.weight", "output_layer.weight")
 MOST_PROBLEMS_SHOWN = 8
+
+OnRead = Callable[["Parameter", Tensor], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,28 +153,35 @@ class ParameterLayout:
                     partial(_stored_rows, reading, rows, arrangement, config.num_query_groups, config.kv_channels),
                 )
             )
+        reading.num_uses = len(outputs)
         return outputs
 
 
 class SharedRead:
     """Reads a parameter once for the several tensors it becomes, which are written one after the other."""
 
-    def __init__(self, reader: ParameterReader, parameter: Parameter, num_rows: int) -> None:
-        """Only the first `num_rows` count: the rest of a vocabulary table may be padding."""
+    def __init__(self, reader: ParameterReader, parameter: Parameter, *, num_rows: int, on_read: OnRead) -> None:
+        """Only the first `num_rows` count: the rest of a vocabulary table may be padding.
+
+        `on_read` is called with the parameter's values, once for all tensors.
+        """
         self.parameter = parameter
+        self.num_uses = 0
+        """How many tensors there are that have not been written yet; the values are kept until it is 0."""
         self._reader = reader
         self._num_rows = num_rows
+        self._on_read = on_read
         self._value: Tensor | None = None
 
     def read(self) -> Tensor:
-        """The parameter in our form; kept until `forget`."""
-        if self._value is None:
-            self._value = self._reader.read(self.parameter)[: self._num_rows]
-        return self._value
-
-    def forget(self) -> None:
-        """Lets go of the values."""
-        self._value = None
+        """The parameter in our form."""
+        value = self._value
+        if value is None:
+            value = self._reader.read(self.parameter)[: self._num_rows]
+            self._on_read(self.parameter, value)
+        self.num_uses -= 1
+        self._value = value if self.num_uses > 0 else None
+        return value
 
 
 def _stored_rows(
