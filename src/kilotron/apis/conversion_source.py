@@ -33,7 +33,7 @@ MOST_TOKENIZER_FILES = 100
 # A checkpoint may go on to be trained, with other lengths and types, and be the same model.
 CHANGEABLE = {
     "vocab_size", "padded_vocab_size", "params_dtype", "bf16", "fp16", "seq_length", "attention_dropout",
-    "hidden_dropout", "moe_grouped_gemm", "moe_router_load_balancing_type", "bias_gelu_fusion", "norm_epsilon",
+    "hidden_dropout", "moe_grouped_gemm", "moe_router_load_balancing_type", "bias_gelu_fusion",
 }  # fmt: skip
 
 Checkpoint = HuggingFaceCheckpoint | MegatronCheckpoint
