@@ -230,17 +230,24 @@ def models_and_kernels() -> list[Any]:
 
 def make_tiny_model(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Saves the named model to `folder` and gives it back, in evaluation mode; equal for equal names."""
-    case = CASES[name]
-    generator = torch.Generator().manual_seed(len(name) * 1000 + sum(name.encode()))
+    model = make_random_model(CASES[name], name).to(dtype)
+    model.save_pretrained(folder)
+    return model
+
+
+def make_random_model(case: ModelCase, seed: str) -> PreTrainedModel:
+    """A model in evaluation mode whose parameters are all random; equal for equal seeds."""
+    generator = torch.Generator().manual_seed(len(seed) * 1000 + sum(seed.encode()))
     config = getattr(transformers, case.config_class)(**case.fields)
     config._attn_implementation = "eager"  # the only one with soft-caps
     model: PreTrainedModel = getattr(transformers, case.architecture)(config)
     for parameter_name, parameter in model.named_parameters():
         fill = _filling(parameter_name, parameter)
         parameter.data = fill(parameter.shape, generator)
-    model = model.to(dtype).eval()
-    model.save_pretrained(folder)
-    return model
+    for buffer_name, buffer in model.named_buffers():
+        if buffer_name.endswith("e_score_correction_bias"):
+            buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
+    return model.eval()
 
 
 def _filling(name: str, parameter: torch.nn.Parameter) -> Callable[[torch.Size, torch.Generator], torch.Tensor]:

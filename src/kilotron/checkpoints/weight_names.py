@@ -1,8 +1,9 @@
 """What Hugging Face checkpoints call the tensors that kilotron knows under Megatron's names.
 
 Tables only, and the rearrangements that some of them need. Reads no files and knows nothing of models.
-A table maps a module to the modules it is made of; `.weight` and `.bias` follow the same rule. `{layer}` and
-`{expert}` stand for numbers: several names are concatenated in order (rows), and experts are stacked.
+A table maps a module to the modules it is made of; `.weight` and `.bias` follow the same rule, and a tensor may have an
+entry of its own. `{layer}` and `{expert}` stand for numbers: several names are concatenated in order (rows), and
+experts are stacked.
 """
 
 import re
@@ -48,13 +49,17 @@ class WeightNames:
 
         Raises KeyError when this style has no such tensor.
         """
-        module, _, kind = name.rpartition(".")
-        layer = LAYER_NUMBER.search(module)
-        source = self.modules[LAYER_NUMBER.sub("{layer}", module)]
+        layer = LAYER_NUMBER.search(name)
+        key = LAYER_NUMBER.sub("{layer}", name)
+        ending = ""
+        if key not in self.modules:
+            key, _, kind = key.rpartition(".")
+            ending = f".{kind}"
+        source = self.modules[key]
         experts = range(num_experts) if any("{expert}" in one for one in source.names) else range(1)
 
         def written_out(template: str, expert: int) -> str:
-            full = f"{template.format(layer=layer and layer.group(), expert=expert)}.{kind}"
+            full = f"{template.format(layer=layer and layer.group(), expert=expert)}{ending}"
             bare = full.removeprefix(self.prefix)
             return bare if bare in stored and full not in stored else full
 

@@ -36,7 +36,7 @@ class GPTModel(Layer):
         if config.untie_embeddings_and_output_weights:
             self.output_layer = Linear(kernels, config.hidden_size, (config.vocab_size,), bias=False)
         self.rotary_embedding = self.local_rotary_embedding = None
-        if config.position_embedding_type == "rope":
+        if config.rotates:
             limit = max_sequence_length or config.context_length
             self.rotary_embedding = make_rotary_embedding(config, kernels.device, limit)
             self.local_rotary_embedding = make_local_rotary_embedding(config, kernels.device)
