@@ -11,9 +11,7 @@ import torch
 
 from kilotron.apis.conversion_source import (
     GENERATION_CONFIG_FILE,
-    KEPT_CONFIG,
-    KEPT_GENERATION_CONFIG,
-    Checkpoint,
+    AnyCheckpoint,
     ConversionSource,
 )
 from kilotron.checkpoints.huggingface import HuggingFaceCheckpoint
@@ -34,6 +32,7 @@ from kilotron.checkpoints.unfinished_folder import UnfinishedFolder
 from kilotron.checkpoints.weight_names import WeightNames
 from kilotron.models.architectures import DTYPES
 from kilotron.models.huggingface_config import write_huggingface_config
+from kilotron.models.kept_config import KEPT_CONFIG, KEPT_GENERATION_CONFIG
 from kilotron.models.megatron_args import BOOKKEEPING, megatron_args
 from kilotron.models.registry import find_architecture
 from kilotron.models.transformer_config import TransformerConfig
@@ -66,7 +65,7 @@ class ConversionTarget(Protocol):
     def complete(self, folder: UnfinishedFolder, files: Mapping[str, tuple[Sequence[OutputTensor], Facts]]) -> None:
         """Writes everything that is no file of weights."""
 
-    def open_result(self, folder: Path) -> Checkpoint:
+    def open_result(self, folder: Path) -> AnyCheckpoint:
         """Opens what was written."""
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -24,7 +24,6 @@ from kilotron.checkpoints.unfinished_folder import (
     free_bytes,
 )
 from kilotron.errors import BrokenCheckpointError, CheckpointError
-from kilotron.models.huggingface_config import structure_of
 from kilotron.models.megatron_args import find_megatron_gaps
 from kilotron.models.parameters import (
     VOCABULARY_TABLES,
@@ -35,7 +34,7 @@ from kilotron.models.parameters import (
     list_parameters,
 )
 from kilotron.models.registry import read_transformer_config
-from kilotron.models.transformer_config import TransformerConfig
+from kilotron.models.structure import differences
 from kilotron.tokenization import load_tokenizer
 
 MOST_NAMED = 5
@@ -278,8 +277,8 @@ class _Job:
         progress = _Progress(self.on_progress, "verifying", sum(shard.num_bytes for shard in self.shards))
         config = self.target.config
         with self.target.open_result(folder) as result:
-            if self.target.format == "huggingface" or not find_megatron_gaps(config):
-                _check_structure(read_transformer_config(result.config), config, folder)
+            if differing := differences(read_transformer_config(result.config), config):
+                raise BrokenCheckpointError(f"{folder}: it is read as another model: {'; '.join(differing)}")
             reader = ParameterReader(result, config, self.target.names)
             parameters = [self._cut(parameter) for parameter in self.parameters]
             reader.check(parameters)
@@ -319,17 +318,6 @@ class _Progress:
 
 def _digest(value: torch.Tensor) -> str:
     return hashlib.sha256(bytes_of(value)).hexdigest()
-
-
-def _check_structure(found: TransformerConfig, wanted: TransformerConfig, folder: Path) -> None:
-    found, wanted = structure_of(found), structure_of(wanted)
-    differing = [
-        f"{field.name} = {getattr(found, field.name)!r}, not {getattr(wanted, field.name)!r}"
-        for field in fields(TransformerConfig)
-        if getattr(found, field.name) != getattr(wanted, field.name)
-    ]
-    if differing:
-        raise BrokenCheckpointError(f"{folder}: the result is read as another model: {'; '.join(differing)}")
 
 
 def _kept_vocab_size(source: ConversionSource) -> int | None:

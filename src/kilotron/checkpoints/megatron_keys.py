@@ -22,7 +22,7 @@ FUSED_NORMS = {
 ROUTER = "mlp.router.weight"
 LATENT = "self_attention.linear_kv_down_proj.weight"
 # Modules whose `_extra_state` megatron-core asks for when it loads; empty for all but FP8.
-STATEFUL = re.compile(r"(self_attention\.linear_(qkv|proj)|mlp\..*linear_fc[12])\.weight$")
+STATEFUL = re.compile(r"(self_attention\.linear_\w+|mlp\..*linear_fc[12])\.weight$")
 
 
 class Place(NamedTuple):

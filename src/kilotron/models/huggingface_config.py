@@ -4,7 +4,7 @@ An architecture can when its own reader makes the same structure of what is writ
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,8 @@ import torch
 from kilotron.errors import CheckpointError, UnknownArchitectureError
 from kilotron.models.architectures import ARCHITECTURES
 from kilotron.models.config_fields import ConfigFields
-from kilotron.models.transformer_config import RopeScaling, TransformerConfig
+from kilotron.models.structure import differences
+from kilotron.models.transformer_config import TransformerConfig
 
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu"}
 MOST_SHOWN = 6
@@ -39,10 +40,10 @@ def write_huggingface_config(config: TransformerConfig, architecture: str | None
     lacking: dict[str, list[str]] = {}
     for name in [architecture] if architecture else CANDIDATES:
         values = _written(name, config)
-        differences = _differences(config, name, values)
-        if not differences:
+        missing = _missing(config, name, values)
+        if not missing:
             return values
-        lacking[name] = differences
+        lacking[name] = missing
     nearest = min(lacking, key=lambda name: len(lacking[name]))
     shown = "; ".join(dict.fromkeys(lacking[nearest][:MOST_SHOWN]))
     raise CheckpointError(
@@ -50,33 +51,6 @@ def write_huggingface_config(config: TransformerConfig, architecture: str | None
         if architecture is None
         else f"{architecture} cannot express this model: {shown}"
     )
-
-
-def structure_of(config: TransformerConfig) -> TransformerConfig:
-    """What counts when two structures are compared: one form for what can be said in several ways, no special ids."""
-    windows = config.layer_windows if any(window is not None for window in config.layer_windows) else ()
-    freq = () if config.num_moe_experts is None or all(config.moe_layer_freq) else config.moe_layer_freq
-    # With experts in all layers, nothing has the dense size.
-    has_dense = config.num_moe_experts is None or bool(freq)
-    return replace(
-        config,
-        layer_windows=windows,
-        moe_layer_freq=freq,
-        ffn_hidden_size=config.ffn_hidden_size if has_dense else 1,
-        rotary_base=config.rotary_base if config.position_embedding_type == "rope" else 1.0,
-        rotary_percent=config.rotary_percent if config.position_embedding_type == "rope" else 1.0,
-        rope_scaling=_scaling_form(config.rope_scaling),
-        eos_token_ids=(),
-        bos_token_id=None,
-        **({} if config.num_moe_experts is not None else {"moe_router_topk": 1, "norm_topk_prob": True}),
-    )
-
-
-def _scaling_form(scaling: RopeScaling | None) -> RopeScaling | None:
-    """yarn: no factors, and 1 and 0, are the same."""
-    if scaling is None or scaling.kind != "yarn" or (scaling.mscale, scaling.mscale_all_dim) != (1.0, 0.0):
-        return scaling
-    return replace(scaling, mscale=None, mscale_all_dim=None)
 
 
 def _written(name: str, config: TransformerConfig) -> dict[str, Any]:
@@ -92,18 +66,13 @@ def _written(name: str, config: TransformerConfig) -> dict[str, Any]:
     return values
 
 
-def _differences(config: TransformerConfig, name: str, values: Mapping[str, Any]) -> list[str]:
+def _missing(config: TransformerConfig, name: str, values: Mapping[str, Any]) -> list[str]:
     """What an architecture makes otherwise of what was written for it."""
     try:
         read = ARCHITECTURES[name].read_config(ConfigFields(values))
     except CheckpointError as error:
         return [str(error)] * len(fields(TransformerConfig))  # further away than any that can be read
-    wanted, found = structure_of(config), structure_of(read)
-    return [
-        f"{field.name} = {getattr(wanted, field.name)!r} (it has {getattr(found, field.name)!r})"
-        for field in fields(TransformerConfig)
-        if getattr(wanted, field.name) != getattr(found, field.name)
-    ]
+    return differences(read, config)
 
 
 def _gpt2(config: TransformerConfig) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from kilotron.checkpoints.weight_names import Arrangement, TensorSource, WeightN
 from kilotron.errors import BrokenCheckpointError, CheckpointError
 from kilotron.kernels.registry import choose_backend
 from kilotron.models.gpt_model import GPTModel
+from kilotron.models.layers.experts import ExpertLinear
+from kilotron.models.layers.linear import Linear
 from kilotron.models.quantization.stored_matrix import TensorInfo
 from kilotron.models.quantization.stored_weights import PLAIN_DTYPES, NamedTensors
 from kilotron.models.transformer_config import TransformerConfig
@@ -62,11 +64,11 @@ def list_parameters(config: TransformerConfig) -> Iterator[Parameter]:
     for path, module in model.named_modules():
         for kind, parameter in module.named_parameters(recurse=False):
             shape, name = tuple(parameter.shape), f"{path}.{kind}"
-            sizes = getattr(module, "output_sizes", (shape[-2] if len(shape) == 3 else shape[0],))
-            if len(shape) < 3:
-                yield Parameter(name, None, 0, shape, sizes)
-                continue
-            yield from (Parameter(name, expert, shape[0], shape[1:], sizes) for expert in range(shape[0]))
+            if isinstance(module, ExpertLinear):
+                sizes = module.output_sizes
+                yield from (Parameter(name, expert, shape[0], shape[1:], sizes) for expert in range(shape[0]))
+            else:
+                yield Parameter(name, None, 0, shape, module.output_sizes if isinstance(module, Linear) else shape[:1])
 
 
 class ParameterReader:
