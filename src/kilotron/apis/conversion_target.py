@@ -3,11 +3,9 @@
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-
-import torch
 
 from kilotron.apis.conversion_source import (
     GENERATION_CONFIG_FILE,
@@ -30,7 +28,6 @@ from kilotron.checkpoints.output_tensor import DigestingStream, OutputTensor
 from kilotron.checkpoints.source_folder import CONFIG_FILE
 from kilotron.checkpoints.unfinished_folder import UnfinishedFolder
 from kilotron.checkpoints.weight_names import WeightNames
-from kilotron.models.architectures import DTYPES
 from kilotron.models.huggingface_config import write_huggingface_config
 from kilotron.models.kept_config import KEPT_CONFIG, KEPT_GENERATION_CONFIG
 from kilotron.models.megatron_args import BOOKKEEPING, megatron_args
@@ -152,16 +149,13 @@ class HuggingFaceTarget:
     format: str = "huggingface"
 
     @classmethod
-    def of(
-        cls, source: ConversionSource, *, architecture: str | None, vocab_size: int, dtype: torch.dtype
-    ) -> "HuggingFaceTarget":
-        """The target for a source, with the first `vocab_size` rows of its tables, stored as `dtype`.
+    def of(cls, source: ConversionSource, config: TransformerConfig, architecture: str | None) -> "HuggingFaceTarget":
+        """The target for a source; `config` is its structure with the vocabulary and dtype that are written.
 
         Raises:
             CheckpointError: no architecture, or not the one asked for, expresses the model.
         """
-        config = replace(source.config, vocab_size=vocab_size, params_dtype=dtype)
-        text = _kept_text(source, architecture, vocab_size, dtype)
+        text = _kept_text(source, config, architecture)
         if text is None:
             text = json.dumps(write_huggingface_config(config, architecture), indent=2) + "\n"
         values = json.loads(text)
@@ -200,22 +194,19 @@ class HuggingFaceTarget:
         return HuggingFaceCheckpoint.open(folder)
 
 
-def _kept_text(
-    source: ConversionSource, architecture: str | None, vocab_size: int, dtype: torch.dtype
-) -> str | None:
+def _kept_text(source: ConversionSource, config: TransformerConfig, architecture: str | None) -> str | None:
     """The kept config.json, word for word where nothing in it has to change."""
     if source.kept_config is None:
         return None
     values = json.loads(source.kept_config)
     if architecture not in (None, values["architectures"][0]):
         return None
-    name = next(name for name, one in DTYPES.items() if one == dtype) if dtype in DTYPES.values() else None
-    changes = {key: name for key in ("dtype", "torch_dtype") if name is not None and values.get(key, name) != name}
-    if values.get("vocab_size") not in (None, vocab_size):
-        changes["vocab_size"] = str(vocab_size)
-    if not changes:
+    written = {"vocab_size": config.vocab_size}
+    dtype = str(config.params_dtype).removeprefix("torch.")
+    written |= {key: dtype for key in ("dtype", "torch_dtype") if key in values}
+    if all(values.get(name, value) == value for name, value in written.items()):
         return source.kept_config
-    return json.dumps(values | changes | ({"vocab_size": vocab_size} if "vocab_size" in changes else {}), indent=2)
+    return json.dumps(values | written, indent=2) + "\n"
 
 
 def _copy_files(files: Iterable[Path], folder: Path) -> bool:

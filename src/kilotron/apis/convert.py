@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -35,7 +35,7 @@ from kilotron.models.parameters import (
 )
 from kilotron.models.registry import read_transformer_config
 from kilotron.models.structure import differences
-from kilotron.tokenization import load_tokenizer
+from kilotron.tokenization import Tokenizer, load_tokenizer
 
 MOST_NAMED = 5
 FORMAT_NAMES = {"megatron": "Megatron", "huggingface": "Hugging Face"}
@@ -77,6 +77,10 @@ class ConversionReport:
     num_files_kept: int
     """Of these, how many an earlier run had written."""
     notes: list[str] = field(default_factory=list)
+
+    def describe(self) -> dict[str, Any]:
+        """As plain values that JSON can hold."""
+        return asdict(self) | {"folder": str(self.folder)}
 
 
 class _Shard(NamedTuple):
@@ -170,6 +174,8 @@ class _Job:
 
     def _choose_target(self) -> ConversionTarget:
         source, options = self.source, self.options
+        if not source.tokenizer_files:
+            self.notes.append("no tokenizer was found beside the source; --tokenizer FOLDER adds one")
         to = options.to or ("megatron" if source.format == "huggingface" else "huggingface")
         if to == source.format:
             raise CheckpointError(f"{source.checkpoint.folder} is a {FORMAT_NAMES[to]} checkpoint already")
@@ -182,19 +188,26 @@ class _Job:
                     f"megatron-core has no option for {', '.join(gaps)}: it cannot run this checkpoint. Kilotron can, "
                     "and can convert it back"
                 )
-            if not source.tokenizer_files:
-                self.notes.append("no tokenizer was found beside the source; give its folder with --tokenizer")
             return MegatronTarget.of(source, self.final, options.transformer_impl)
-        vocab_size = self._choose_vocab_size()
-        dtype = getattr(torch, TORCH_NAME_OF_DTYPE[self.reader.dtype_of(self.parameters[0])])
-        return HuggingFaceTarget.of(source, architecture=options.architecture, vocab_size=vocab_size, dtype=dtype)
+        tokenizer = load_tokenizer(source.tokenizer_files[0].parent) if source.tokenizer_files else None
+        config = replace(
+            source.config,
+            vocab_size=self._choose_vocab_size(tokenizer),
+            params_dtype=getattr(torch, TORCH_NAME_OF_DTYPE[self.reader.dtype_of(self.parameters[0])]),
+        )
+        if tokenizer is not None and not config.eos_token_ids:
+            ends = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+            config = replace(config, eos_token_ids=ends, bos_token_id=tokenizer.bos_id)
+        return HuggingFaceTarget.of(source, config, options.architecture)
 
-    def _choose_vocab_size(self) -> int:
+    def _choose_vocab_size(self, tokenizer: Tokenizer | None) -> int:
         """How many rows of the padded tables count."""
         source, rows = self.source, self.source.config.vocab_size
-        sizes = {"--vocab-size": self.options.vocab_size, "the kept config.json": _kept_vocab_size(source)}
-        if source.tokenizer_files and not any(sizes.values()):
-            sizes["the tokenizer"] = load_tokenizer(source.tokenizer_files[0].parent).vocab_size
+        sizes = {
+            "--vocab-size": self.options.vocab_size,
+            "the kept config.json": _kept_vocab_size(source),
+            "the tokenizer": None if tokenizer is None else tokenizer.vocab_size,
+        }
         name, size = next(((name, size) for name, size in sizes.items() if size), ("", rows))
         if not 0 < size <= rows:
             raise CheckpointError(

@@ -59,11 +59,9 @@ def _written(name: str, config: TransformerConfig) -> dict[str, Any]:
     values["dtype"] = values["torch_dtype"] = str(config.params_dtype).removeprefix("torch.")
     if config.params_dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise CheckpointError(f"params_dtype = {config.params_dtype}: float32, bfloat16 or float16 is needed")
-    if config.eos_token_ids:
-        values["eos_token_id"] = config.eos_token_ids[0] if len(config.eos_token_ids) == 1 else [*config.eos_token_ids]
-    if config.bos_token_id is not None:
-        values["bos_token_id"] = config.bos_token_id
-    return values
+    # Also when there are none, since the classes' own ids may lie outside the vocabulary.
+    end = config.eos_token_ids
+    return values | {"bos_token_id": config.bos_token_id, "eos_token_id": end[0] if len(end) == 1 else [*end] or None}
 
 
 def _missing(config: TransformerConfig, name: str, values: Mapping[str, Any]) -> list[str]:

@@ -4,10 +4,15 @@ Knows the names of Megatron's options; which checkpoint they go to is somebody e
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from kilotron.errors import CheckpointError
+from kilotron.models.config_fields import ConfigFields
+from kilotron.models.megatron_config import read_megatron_gpt
+from kilotron.models.structure import differences, plain_scaling
 from kilotron.models.transformer_config import RopeScaling, TransformerConfig
 
 # As Megatron's fixed formula for Llama 3.1 has them.
@@ -53,13 +58,16 @@ def megatron_args(config: TransformerConfig) -> dict[str, Any]:
         "normalization": config.normalization,
         "layernorm_epsilon": config.layernorm_epsilon,
         "layernorm_zero_centered_gamma": config.layernorm_zero_centered_gamma,
-        "qk_layernorm": config.qk_layernorm != "none",
+        "qk_layernorm": config.qk_layernorm in ("head", "projection"),
+        "qk_l2_norm": config.qk_layernorm == "l2",
+        "softmax_type": config.softmax_type,
         "add_bias_linear": config.add_mlp_bias,
         "add_qkv_bias": config.add_qkv_bias,
         "attention_dropout": 0.0,
         "hidden_dropout": 0.0,
         "apply_query_key_layer_scaling": False,
         **_activation_args(config),
+        **_latent_args(config),
         **_position_args(config),
         **_window_args(config),
         **_expert_args(config),
@@ -68,23 +76,55 @@ def megatron_args(config: TransformerConfig) -> dict[str, Any]:
 
 
 def find_megatron_gaps(config: TransformerConfig) -> list[str]:
-    """What this model needs that megatron-core has no option for; empty when megatron-core itself can run it."""
-    return [
+    """What this model needs that megatron-core has no option for; empty when megatron-core itself can run it.
+
+    Told in words where there are some, else by the fields that its arguments do not give back.
+    """
+    named = [
         *_layer_gaps(config),
         *_bias_gaps(config),
         *([] if config.rope_scaling is None else _rope_gaps(config.rope_scaling)),
         *_score_gaps(config),
     ]
+    if named:
+        return named
+    try:
+        read = read_megatron_gpt(ConfigFields(megatron_args(config)))
+    except CheckpointError as error:
+        return [str(error)]
+    return differences(read, config)
 
 
 def _activation_args(config: TransformerConfig) -> dict[str, Any]:
     return {
         "swiglu": config.gated_linear_unit and config.activation == "silu",
-        "squared_relu": False,
-        "quick_geglu": False,
+        "squared_relu": not config.gated_linear_unit and config.activation == "relu2",
+        "quick_geglu": config.gated_linear_unit and config.activation == "quick_gelu",
         "openai_gelu": False,
+        "activation_func_clamp_value": config.activation_clamp,
+        "glu_linear_offset": config.glu_linear_offset,
         # With the fusion, Megatron computes the tanh form; it has none without biases.
         "bias_gelu_fusion": config.activation == "gelu_tanh" and config.add_mlp_bias,
+    }
+
+
+def _latent_args(config: TransformerConfig) -> dict[str, Any]:
+    latent = config.latent_attention
+    if latent is None:
+        return {"multi_latent_attention": False}
+    return {
+        "multi_latent_attention": True,
+        "q_lora_rank": latent.q_lora_rank,
+        "kv_lora_rank": latent.kv_lora_rank,
+        "qk_head_dim": latent.qk_head_dim,
+        "qk_pos_emb_head_dim": latent.qk_pos_emb_head_dim,
+        "v_head_dim": latent.v_head_dim,
+        "qk_layernorm": latent.has_norms,
+        "rope_type": "rope" if config.rope_scaling is None else "yarn",
+        # Megatron's attention scale follows these even without yarn.
+        "rotary_scaling_factor": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 0.0,
     }
 
 
@@ -96,7 +136,8 @@ def _position_args(config: TransformerConfig) -> dict[str, Any]:
         "use_rotary_position_embeddings": False,
         "rotary_base": int(config.rotary_base) if config.rotary_base.is_integer() else config.rotary_base,
         "rotary_percent": config.rotary_percent,
-        "rotary_interleaved": False,
+        "rotary_interleaved": config.rotary_interleaved,
+        "no_rope_freq": [int(one) for one in config.no_rope_layers] or None,
         "rotary_seq_len_interpolation_factor": None,
         "use_rope_scaling": False,
         "rope_scaling_factor": 8.0,
@@ -112,11 +153,15 @@ def _position_args(config: TransformerConfig) -> dict[str, Any]:
         args |= {"use_rope_scaling": True, "rope_scaling_factor": scaling.factor}
     elif scaling.kind == "yarn":
         args |= {
-            "position_embedding_type": "yarn",
+            "position_embedding_type": "yarn" if config.latent_attention is None else "rope",
             "rotary_scaling_factor": scaling.factor,
             "yarn_rotary_scaling_factor": scaling.factor,
+            # With latent attention, Megatron's names have no prefix.
+            "original_max_position_embeddings": scaling.original_max_position_embeddings,
             "yarn_original_max_position_embeddings": scaling.original_max_position_embeddings,
+            "beta_fast": scaling.beta_fast,
             "yarn_beta_fast": scaling.beta_fast,
+            "beta_slow": scaling.beta_slow,
             "yarn_beta_slow": scaling.beta_slow,
             "mscale": 1.0 if scaling.mscale is None else scaling.mscale,
             "mscale_all_dim": 0.0 if scaling.mscale_all_dim is None else scaling.mscale_all_dim,
@@ -143,15 +188,17 @@ def _expert_args(config: TransformerConfig) -> dict[str, Any]:
         "moe_router_topk": config.moe_router_topk,
         "moe_ffn_hidden_size": config.moe_ffn_hidden_size,
         "moe_layer_freq": 1 if all(layers) else layers,
-        # Softmax over the chosen ones only gives weights that sum to one.
-        "moe_router_pre_softmax": not config.norm_topk_prob,
-        "moe_router_score_function": "softmax",
-        "moe_router_topk_scaling_factor": None,
-        "moe_router_enable_expert_bias": False,
+        "moe_router_score_function": config.moe_router_score_function,
+        # Softmax over the chosen ones only gives weights that sum to one; sigmoids are scaled to that anyhow.
+        "moe_router_pre_softmax": config.moe_router_score_function == "softmax" and not config.norm_topk_prob,
+        "moe_router_dtype": "fp32" if config.moe_router_float32 else None,
+        "moe_router_topk_scaling_factor": config.moe_router_topk_scaling_factor,
+        "moe_router_enable_expert_bias": config.moe_router_enable_expert_bias,
         "moe_router_load_balancing_type": "aux_loss",
-        "moe_router_num_groups": None,
-        "moe_router_group_topk": None,
-        "moe_shared_expert_intermediate_size": None,
+        "moe_router_num_groups": config.moe_router_num_groups,
+        "moe_router_group_topk": config.moe_router_group_topk,
+        "moe_shared_expert_intermediate_size": config.moe_shared_expert_intermediate_size,
+        "moe_shared_expert_gate": config.moe_shared_expert_gate,
         "moe_grouped_gemm": False,
     }
 
@@ -169,7 +216,7 @@ def _layer_gaps(config: TransformerConfig) -> Iterator[str]:
         yield "norms over the whole of query and key"
     if config.embedding_multiplier != 1.0:
         yield "scaled embeddings"
-    known = ("silu",) if config.gated_linear_unit else ("gelu", "gelu_tanh")
+    known = ("silu", "quick_gelu") if config.gated_linear_unit else ("gelu", "gelu_tanh", "relu2")
     if config.activation not in known or (config.activation == "gelu_tanh" and not config.add_mlp_bias):
         yield f"the activation {config.activation}{' in a gated MLP' if config.gated_linear_unit else ''}"
 
@@ -186,12 +233,12 @@ def _rope_gaps(scaling: RopeScaling) -> Iterator[str]:
         yield f"rotary scaling of the kind {scaling.kind}"
     if scaling.kind == "llama3" and any(getattr(scaling, name) != value for name, value in LLAMA3_FIXED.items()):
         yield "llama3 rotary scaling with other than Llama 3.1's numbers"
-    if scaling.kind == "yarn" and scaling.attention_factor is not None:
+    if plain_scaling(scaling) != plain_scaling(replace(scaling, attention_factor=None)):
         yield "yarn rotary scaling with an attention factor of its own"
 
 
 def _score_gaps(config: TransformerConfig) -> Iterator[str]:
-    if config.softmax_scale is not None:
+    if config.softmax_scale is not None and config.latent_attention is None:
         yield "an attention scale of its own"
     if config.scale_attn_by_inverse_layer_idx:
         yield "attention scores divided by the layer's number"

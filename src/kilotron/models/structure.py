@@ -31,7 +31,7 @@ def _plain_form(config: TransformerConfig) -> TransformerConfig:
         "moe_layer_freq": layers,
         # With experts in all layers, nothing has the size of a dense one.
         "ffn_hidden_size": config.ffn_hidden_size if not has_experts or layers else 1,
-        "rope_scaling": _plain_scaling(config.rope_scaling),
+        "rope_scaling": plain_scaling(config.rope_scaling),
         "softmax_scale": config.kv_channels**-0.5 if config.softmax_scale is None else config.softmax_scale,
         **NO_STRUCTURE,
         **({} if has_experts else UNUSED_EXPERTS),
@@ -40,8 +40,8 @@ def _plain_form(config: TransformerConfig) -> TransformerConfig:
     return replace(config, **changes)
 
 
-def _plain_scaling(scaling: RopeScaling | None) -> RopeScaling | None:
-    """yarn: what its two multipliers come to, as one factor."""
+def plain_scaling(scaling: RopeScaling | None) -> RopeScaling | None:
+    """The scaling in one form; of yarn, what its two multipliers come to, as one factor."""
     if scaling is None or scaling.kind != "yarn":
         return scaling
     growth = 0.0 if scaling.factor <= 1 else 0.1 * math.log(scaling.factor)
