@@ -89,6 +89,19 @@ def rearrange(stored: Tensor, arrangement: Arrangement, num_query_groups: int, k
     return stored
 
 
+def arrange_back(ours: Tensor, arrangement: Arrangement, num_query_groups: int, kv_channels: int) -> Tensor:
+    """A weight or bias in our order as it is stored: what `rearrange` undoes."""
+    if arrangement == "transposed" and ours.ndim == 2:
+        return ours.t()
+    if arrangement == "grouped_qkv":
+        heads = ours.unflatten(0, (-1, kv_channels))
+        num_queries = heads.shape[0] - 2 * num_query_groups
+        query, key, value = heads.split([num_queries, num_query_groups, num_query_groups])
+        groups = [part.unflatten(0, (num_query_groups, -1)) for part in (query, key, value)]
+        return torch.cat(groups, dim=1).flatten(0, 2)
+    return ours
+
+
 ALWAYS_IGNORED = (r"rotary_emb\.inv_freq$",)
 
 _LAYER = "decoder.layers.{layer}."
