@@ -4,6 +4,7 @@ Holds plain Python values only. Who runs when is `scheduling/`; what a token doe
 `text_generation_controllers/`.
 """
 
+import time
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -69,7 +70,7 @@ class InferenceRequest:
     request_id: int
     prompt_tokens: list[int]
     sampling_params: SamplingParams
-    timings: RequestTimings
+    timings: RequestTimings = field(default_factory=lambda: RequestTimings(time.monotonic()))
     prompt: str | None = None
     """The prompt's text; None when ids were given."""
     max_generated: int = 0
@@ -109,6 +110,11 @@ class InferenceRequest:
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache at first admission."""
     num_preemptions: int = 0
+
+    @property
+    def inference_parameters(self) -> SamplingParams:
+        """Megatron's older name of `sampling_params`."""
+        return self.sampling_params
 
     @property
     def prompt_length(self) -> int:

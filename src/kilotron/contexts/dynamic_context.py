@@ -28,6 +28,8 @@ class DynamicInferenceContext:
 
     def __init__(self, shape: KVShape, kernels: KernelBackend, *, max_requests: int, max_sequence_length: int) -> None:
         self.shape = shape
+        self.max_requests = max_requests
+        self.max_sequence_length = max_sequence_length
         self.storage = KVStorage(shape, kernels)
         self._kernels = kernels
         self._table = RequestTable(max_requests, -(-max_sequence_length // shape.block_size))

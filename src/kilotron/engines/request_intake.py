@@ -120,7 +120,9 @@ class RequestIntake:
 
     def _tokens(self, prompt: Prompt, params: SamplingParams) -> list[int]:
         if isinstance(prompt, str):
-            tokens = self._prompts.tokenize_prompt(prompt, add_BOS=params.add_BOS)
+            # A controller's own `tokenize_prompt` need not know of add_BOS, and may give a tensor.
+            options = {"add_BOS": True} if params.add_BOS else {}
+            tokens = _as_ids(self._prompts.tokenize_prompt(prompt, **options))
         else:
             tokens = _as_ids(prompt)
         if not tokens:

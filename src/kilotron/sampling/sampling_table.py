@@ -65,6 +65,13 @@ class SamplingTable:
         self._columns = np.zeros(max_requests, dtype=_COLUMNS)
         self._edits: list[RowEdits | None] = [None] * max_requests
 
+    def reserve(self, max_requests: int) -> None:
+        """Makes room for so many slots, unless there is."""
+        num_more = max_requests - len(self._edits)
+        if num_more > 0:
+            self._columns = np.concatenate([self._columns, np.zeros(num_more, dtype=_COLUMNS)])
+            self._edits += [None] * num_more
+
     def admit(
         self,
         slot: int,

@@ -85,6 +85,21 @@ class GenerationProgress:
         self._complete_text(tokenizer)
         complete_tables(request, tokenizer)
 
+    @property
+    def shown_tokens(self) -> list[int]:
+        """The generated tokens that have a text: all, or all but the one that ended the request."""
+        request = self.request
+        if self._ends_by_token and not request.sampling_params.detokenize_stop_sequence:
+            return request.generated_tokens[:-1]
+        return request.generated_tokens
+
+    def replace_text(self, text: str) -> None:
+        """Takes another text for a request that has ended, up to its stop text, if that ended it."""
+        request = self.request
+        if isinstance(request.stop_reason, str) and not request.sampling_params.detokenize_stop_sequence:
+            text = text.split(request.stop_reason, 1)[0]
+        request.generated_text = text
+
     def take_item(self) -> StreamItem | None:
         """What is new since the last call; None while that is less than the caller's streaming interval."""
         request = self.request
@@ -102,16 +117,18 @@ class GenerationProgress:
             request.finish_reason,
         )
 
+    @property
+    def _ends_by_token(self) -> bool:
+        generated = self.request.generated_tokens
+        return bool(generated) and generated[-1] in self.request.end_ids
+
     def _complete_text(self, tokenizer: Tokenizer) -> None:
         request = self.request
-        ends_by_token = bool(request.generated_tokens) and request.generated_tokens[-1] in request.end_ids
-        shown = request.generated_tokens
-        if ends_by_token and not request.sampling_params.detokenize_stop_sequence:
-            shown = shown[:-1]
+        shown = self.shown_tokens
         if self._text is None:
             self._text = OutputText(request, tokenizer)
             self._text.put(shown)
-        elif ends_by_token:
+        elif self._ends_by_token:
             self._text.put(shown[len(request.generated_tokens) - 1 :])
         stop = self._text.close()
         if stop is not None and request.finish_reason == "length":
