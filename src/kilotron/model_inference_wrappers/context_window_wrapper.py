@@ -104,6 +104,8 @@ class ContextWindowWrapper(AbstractModelInferenceWrapper):
             # A token's distance from the end of its row is the same in the step and in the sequence.
             positions = torch.from_numpy(wanted[places] - ends[row] + length)
             logits |= dict(zip(places.tolist(), self._run(tokens)[positions], strict=True))
+        if not len(wanted):
+            return torch.empty(0, self.vocab_size)
         return torch.stack([logits[place] for place in range(len(wanted))])
 
     def _run(self, tokens: Tensor) -> Tensor:
