@@ -90,7 +90,7 @@ def _logits_tokens(rows: list[RowPlan]) -> tuple[list[int], list[int]]:
     end = 0
     for row in rows:
         first, end = end, end + len(row.token_ids)
-        if row.samples:
+        if row.needs_logits:
             samples.append(end - 1)
         if row.score is not None:
             begin = first + row.score.first

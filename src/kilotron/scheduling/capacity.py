@@ -19,10 +19,21 @@ def check_capacity(request: InferenceRequest, limits: SchedulerLimits, num_block
     # The last token generated is never computed.
     num_positions = request.prompt_length + max(request.max_generated - 1, 0)
     num_needed = -(-num_positions // limits.block_size)
+    width = request.sampling_params.beam_width
+    if width > 1:
+        # Beams share the full blocks of the prompt at least; each is left one block to go on with.
+        num_shared = request.prompt_length // limits.block_size
+        num_needed = num_shared + width * max(num_needed - num_shared, 1)
     if num_needed > num_blocks - 1:
+        beams = f" for {width} beams" if width > 1 else ""
         raise RequestNeverFitsError(
-            f"request {request.request_id} may need {num_needed} KV blocks ({num_positions} tokens) but the cache "
-            f"has {num_blocks - 1}; ask for fewer tokens or raise buffer_size_gb"
+            f"request {request.request_id} may need {num_needed} KV blocks ({num_positions} tokens{beams}) but the "
+            f"cache has {num_blocks - 1}; ask for fewer tokens{' or beams' if beams else ''} or raise buffer_size_gb"
+        )
+    if width > limits.max_requests:
+        raise RequestNeverFitsError(
+            f"request {request.request_id} has beam_width={width}, but only max_requests={limits.max_requests} "
+            "sequences run at once; ask for fewer beams or raise max_requests"
         )
     if not limits.enable_chunked_prefill and request.prompt_length > limits.max_tokens:
         raise RequestNeverFitsError(

@@ -1,5 +1,6 @@
-"""ScheduledRequest: what the scheduler knows of one request, waiting or running."""
+"""ScheduledRequest: what the scheduler knows of one request, or of one beam of it, waiting or running."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from kilotron.inference_request import InferenceRequest
@@ -18,9 +19,13 @@ class ScheduledRequest:
 
     __slots__ = (
         "arrival_order",
+        "beam",
+        "beams",
         "block_ids",
         "chains",
         "found",
+        "is_moved",
+        "is_parked",
         "is_private",
         "num_bypassed",
         "num_computed",
@@ -58,11 +63,30 @@ class ScheduledRequest:
         """Prompt positions whose log-probabilities were returned."""
         self.num_bypassed = 0
         """Requests admitted around this one because it did not fit."""
+        self.beams: list[ScheduledRequest] = []
+        """All beams of a beam search, this one too; they run and wait together. Empty for any other request. A beam
+        without tokens has not begun, or has ended."""
+        self.beam = 0
+        """Its place in `beams`."""
+        self.is_parked = False
+        """Whether it has a slot but has to wait for another beam that computes what they have in common."""
+        self.is_moved = False
+        """Whether its tokens or blocks are others than those that its slot's tables hold."""
 
     @property
     def importance(self) -> tuple[int, int]:
         """Sort key; smaller is more important."""
         return (self.request.sampling_params.priority, self.arrival_order)
+
+    @property
+    def family(self) -> "Sequence[ScheduledRequest]":
+        """All that run and wait together: its beams, or itself."""
+        return self.beams or (self,)
+
+    @property
+    def first(self) -> "ScheduledRequest":
+        """The first of the family that has tokens, which starts when the family does."""
+        return next(item for item in self.family if item.token_ids)
 
     @property
     def num_wanted(self) -> int:
@@ -83,5 +107,7 @@ class ScheduledRequest:
         self.num_computed = 0
         self.num_registered = 0
         self.is_private = False
+        self.is_parked = False
+        self.is_moved = False
         self.slot = None
         return block_ids

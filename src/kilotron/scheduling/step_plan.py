@@ -3,7 +3,9 @@
 Plain integers and Python values, so that a plan can be sent to other ranks. Knows nothing of tensors.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 from kilotron.errors import KilotronError
@@ -34,6 +36,15 @@ class RowPlan(NamedTuple):
     samples: bool
     """Whether the last token's logits give a new token."""
     score: ScoreSpan | None = None
+    beam: int = 0
+    """Which of the request's beams it is."""
+    num_candidates: int = 0
+    """Most likely next tokens wanted after the last token, for beam search, instead of one that is drawn."""
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether something is made of the last token's logits."""
+        return self.samples or self.num_candidates > 0
 
 
 class Admission(NamedTuple):
@@ -50,6 +61,20 @@ class Admission(NamedTuple):
     seed: int
     end_ids: frozenset[int]
     bad_word_ids: tuple[tuple[int, ...], ...]
+    is_beam: bool = False
+    """Whether it is a beam of a request that is admitted already and that took over another beam's tokens."""
+
+
+class BeamMove(NamedTuple):
+    """What becomes of a beam: it continues `parent`, one of the request's beams (itself, if it can), with a token."""
+
+    beam: int
+    parent: int
+    token_id: int
+
+
+NO_MOVES: Mapping[int, Sequence[BeamMove]] = MappingProxyType({})
+"""Of a step after which no beam search goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,5 +110,7 @@ class StepResult:
     """Request id -> score of its new token, where asked."""
     prompt_scores: dict[int, TokenScores] = field(default_factory=dict)
     """Request id -> scores of its ScoreSpan's targets."""
+    candidates: dict[tuple[int, int], list[tuple[int, float]]] = field(default_factory=dict)
+    """(request id, beam) -> most likely next tokens and their log-probabilities, the best first."""
     faults: dict[int, KilotronError] = field(default_factory=dict)
     """Request id -> what went wrong with its row; its token means nothing."""

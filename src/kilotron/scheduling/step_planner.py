@@ -52,7 +52,7 @@ class StepBudget:
     def spend(self, row: RowPlan) -> None:
         """Takes a planned row off."""
         self.tokens -= len(row.token_ids)
-        self.logits -= row.samples
+        self.logits -= row.needs_logits
         if row.score is not None:
             self.logits -= len(row.score.targets)
 
@@ -70,9 +70,12 @@ def plan_row(item: ScheduledRequest, length: int, granted: list[int]) -> RowPlan
     slot = item.slot
     if slot is None:
         raise RuntimeError(f"request {request.request_id} runs without a slot")
-    samples = end == len(item.token_ids) and request.max_generated > 0
+    is_due = end == len(item.token_ids) and request.max_generated > 0
     score = _score_span(item, start, end) if item.scores_prompt else None
-    return RowPlan(request.request_id, slot, start, item.token_ids[start:end], granted, samples, score)
+    row = RowPlan(request.request_id, slot, start, item.token_ids[start:end], granted, is_due, score)
+    if item.beams:
+        row = row._replace(samples=False, beam=item.beam, num_candidates=is_due * request.num_candidates)
+    return row
 
 
 def _score_span(item: ScheduledRequest, start: int, end: int) -> ScoreSpan | None:

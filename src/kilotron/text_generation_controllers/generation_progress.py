@@ -85,14 +85,6 @@ class GenerationProgress:
         self._complete_text(tokenizer)
         complete_tables(request, tokenizer)
 
-    @property
-    def shown_tokens(self) -> list[int]:
-        """The generated tokens that have a text: all, or all but the one that ended the request."""
-        request = self.request
-        if self._ends_by_token and not request.sampling_params.detokenize_stop_sequence:
-            return request.generated_tokens[:-1]
-        return request.generated_tokens
-
     def replace_text(self, text: str) -> None:
         """Takes another text for a request that has ended, up to its stop text, if that ended it."""
         request = self.request
@@ -117,21 +109,23 @@ class GenerationProgress:
             request.finish_reason,
         )
 
-    @property
-    def _ends_by_token(self) -> bool:
-        generated = self.request.generated_tokens
-        return bool(generated) and generated[-1] in self.request.end_ids
-
     def _complete_text(self, tokenizer: Tokenizer) -> None:
         request = self.request
-        shown = self.shown_tokens
+        ends_by_token = bool(request.generated_tokens) and request.generated_tokens[-1] in request.end_ids
+        shown = shown_tokens(request, request.generated_tokens)
         if self._text is None:
             self._text = OutputText(request, tokenizer)
             self._text.put(shown)
-        elif self._ends_by_token:
+        elif ends_by_token:
             self._text.put(shown[len(request.generated_tokens) - 1 :])
         stop = self._text.close()
         if stop is not None and request.finish_reason == "length":
             # The last bytes that were held back completed a stop text.
             request.finish_reason, request.stop_reason = "stop", stop
         request.generated_text = str(self._text)
+
+
+def shown_tokens(request: InferenceRequest, token_ids: list[int]) -> list[int]:
+    """Those that become text: without the id that ended them, unless it is asked for."""
+    ends_by_token = bool(token_ids) and token_ids[-1] in request.end_ids
+    return token_ids[:-1] if ends_by_token and not request.sampling_params.detokenize_stop_sequence else token_ids

@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kilotron.errors import InvalidRequestError, KilotronError, NumericalError
+from kilotron.errors import InvalidRequestError, KilotronError, NumericalError, SamplingParamsError
 from kilotron.inference_request import InferenceRequest
 from kilotron.model_inference_wrappers.context_window_wrapper import as_batch_wrapper
 from kilotron.models.inference_batch import InferenceBatch
 from kilotron.sampling.sampler import SampledTokens, Sampler
 from kilotron.sampling.sampling_table import SamplingTable
 from kilotron.sampling_params import SamplingParams
-from kilotron.scheduling.step_plan import RowPlan, StepPlan, StepResult, TokenScores
-from kilotron.text_generation_controllers.generation_progress import GenerationProgress
+from kilotron.scheduling.step_plan import BeamMove, RowPlan, StepPlan, StepResult, TokenScores
+from kilotron.text_generation_controllers.beam_progress import BeamProgress
+from kilotron.text_generation_controllers.generation_progress import GenerationProgress, shown_tokens
 from kilotron.text_generation_controllers.own_sampling import RowSampling
 from kilotron.tokenization.prompt_text import tokenize_prompt
 from kilotron.tokenization.tokenizer import Tokenizer
@@ -56,6 +57,7 @@ class TextGenerationController:
         self._table = table or SamplingTable(max_requests=1, vocab_size=vocab_size, device=kernels.device)
         self._sampler = sampler or Sampler(self._table, kernels)
         self._progress: dict[int, GenerationProgress] = {}
+        self._beam_moves: dict[int, list[BeamMove]] = {}
         own, plain = type(self), TextGenerationController
         self._row_sampling: RowSampling | None = None
         if own.sample_from_logits is not plain.sample_from_logits:
@@ -77,7 +79,8 @@ class TextGenerationController:
 
     def start_request(self, request: InferenceRequest) -> None:
         """From now on the request's tokens are followed."""
-        self._progress[request.request_id] = GenerationProgress(request, self.tokenizer)
+        kind = BeamProgress if request.sampling_params.is_beam_search else GenerationProgress
+        self._progress[request.request_id] = kind(request, self.tokenizer)
 
     def progress_of(self, request_id: int) -> GenerationProgress:
         """The growing output of an unfinished request."""
@@ -128,12 +131,16 @@ class TextGenerationController:
         """
         request_id = row.request_id
         progress = self._progress[request_id]
+        if progress.request.finish_reason is not None:  # another of its beams ended it in this step
+            return None
         if request_id in result.prompt_scores:
             progress.add_prompt_scores(result.prompt_scores[request_id])
         if request_id in result.faults:
             fault = result.faults[request_id]
             progress.finish("error", type(fault)(f"request {request_id}: {fault}"))
             return progress.request
+        if isinstance(progress, BeamProgress) and row.num_candidates:
+            return self._advance_beams(progress, row, result)
         if request_id in result.scores:
             progress.add_scores(result.scores[request_id])
         reason = progress.advance(token_id) if token_id is not None else _end_of_scoring(row, progress.request)
@@ -142,11 +149,17 @@ class TextGenerationController:
         self.finish_request(progress, reason)
         return progress.request
 
+    def take_beam_moves(self) -> dict[int, list[BeamMove]]:
+        """Request id -> how its beams go on, for those that were advanced since the last call."""
+        moves, self._beam_moves = self._beam_moves, {}
+        return moves
+
     def finish_request(self, progress: GenerationProgress, reason: str) -> None:
         """Completes a request that ends with `reason`: its text and its tables."""
         progress.finish(reason)
         if self._has_own_text:
-            progress.replace_text(self.detokenize_generations(torch.tensor(progress.shown_tokens, dtype=torch.int64)))
+            shown = shown_tokens(progress.request, progress.request.generated_tokens)
+            progress.replace_text(self.detokenize_generations(torch.tensor(shown, dtype=torch.int64)))
 
     def detokenize_generations(self, tokens: Tensor | Sequence[int]) -> str:
         """Megatron's hook: the text of a request's generated tokens, without the one that ended it.
@@ -164,6 +177,21 @@ class TextGenerationController:
         """Stops following a request and returns what it came to."""
         return self._progress.pop(request_id)
 
+    def _advance_beams(self, progress: BeamProgress, row: RowPlan, result: StepResult) -> InferenceRequest | None:
+        request = progress.request
+        moves = progress.put_candidates(row.beam, result.candidates[request.request_id, row.beam])
+        if moves is None:
+            return None
+        if moves:
+            self._beam_moves[request.request_id] = moves
+            return None
+        reason = progress.end_reason
+        if reason is None:
+            progress.finish("error", SamplingParamsError("the sampling parameters forbid every token that can follow"))
+        else:
+            self.finish_request(progress, reason)
+        return request
+
     def _sample(self, plan: StepPlan, logits: Tensor, num_samples: int) -> StepResult:
         prompt_scores: dict[int, TokenScores] = {}
         faults: dict[int, KilotronError] = {}
@@ -171,8 +199,23 @@ class TextGenerationController:
             prompt_scores, faults = self._score_prompts(plan, logits[num_samples:])
             logits = logits[:num_samples]
         if not num_samples:
-            return StepResult([], {}, prompt_scores, faults)
-        rows = [row for row in plan.rows if row.samples]
+            return StepResult([], {}, prompt_scores, faults=faults)
+        rows = [row for row in plan.rows if row.needs_logits]
+        candidates: dict[tuple[int, int], list[tuple[int, float]]] = {}
+        if any(row.num_candidates for row in rows):
+            candidates, beam_faults = self._list_candidates(rows, logits)
+            faults |= beam_faults
+            logits = logits[torch.tensor([row.samples for row in rows], device=logits.device)]
+            rows = [row for row in rows if row.samples]
+        sampled = self._sample_rows(rows, logits) if rows else SampledTokens([], [], [], {})
+        scores = {}
+        for row, log_prob, top_n in zip(rows, sampled.log_probs, sampled.top_n, strict=True):
+            if log_prob is not None:
+                scores[row.request_id] = TokenScores([log_prob], None if top_n is None else [top_n])
+        faults |= {rows[index].request_id: fault for index, fault in sampled.faults.items()}
+        return StepResult(sampled.token_ids, scores, prompt_scores, candidates, faults)
+
+    def _sample_rows(self, rows: list[RowPlan], logits: Tensor) -> SampledTokens:
         slots = [row.slot for row in rows]
         positions = [row.start + len(row.token_ids) for row in rows]
         if self._row_sampling is None:
@@ -181,12 +224,24 @@ class TextGenerationController:
             params = [self._progress[row.request_id].request.sampling_params for row in rows]
             sampled = self._row_sampling.sample(self.sample_from_logits, logits, params, slots, positions)
         self._table.record(slots, sampled.token_ids)
-        scores = {}
-        for row, log_prob, top_n in zip(rows, sampled.log_probs, sampled.top_n, strict=True):
-            if log_prob is not None:
-                scores[row.request_id] = TokenScores([log_prob], None if top_n is None else [top_n])
-        faults |= {rows[index].request_id: fault for index, fault in sampled.faults.items()}
-        return StepResult(sampled.token_ids, scores, prompt_scores, faults)
+        return sampled
+
+    def _list_candidates(
+        self, rows: list[RowPlan], logits: Tensor
+    ) -> tuple[dict[tuple[int, int], list[tuple[int, float]]], dict[int, KilotronError]]:
+        """What beam search chooses from, by request and beam, and faults by request. `logits` are those of `rows`."""
+        chosen = [index for index, row in enumerate(rows) if row.num_candidates]
+        beams = [rows[index] for index in chosen]
+        found = self._sampler.list_candidates(
+            logits[torch.tensor(chosen, device=logits.device)],
+            [row.slot for row in beams],
+            [row.start + len(row.token_ids) for row in beams],
+            [row.num_candidates for row in beams],
+        )
+        keys = [(row.request_id, row.beam) for row in beams]
+        return dict(zip(keys, found.rows, strict=True)), {
+            beams[index].request_id: fault for index, fault in found.faults.items()
+        }
 
     def _score_prompts(self, plan: StepPlan, logits: Tensor) -> tuple[dict[int, TokenScores], dict[int, KilotronError]]:
         """Log-probabilities of prompt tokens, by request; rows with numbers that are not finite are faults."""

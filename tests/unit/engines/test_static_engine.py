@@ -273,3 +273,31 @@ def test_a_closed_engine_says_so() -> None:
     engine.close()
     with pytest.raises(RuntimeError, match="closed"):
         engine.generate(["a"])
+
+
+@pytest.mark.parametrize("max_batch_size", [4, 7])
+def test_beam_search_finds_the_same_in_a_static_batch(max_batch_size: int) -> None:
+    params = SamplingParams(beam_width=4, num_return_gen=3, max_tokens=40, length_penalty=0.5)
+    prompts = ["a", "Once upon a time", "x" * 64]
+    others = SamplingParams(temperature=0.0, max_tokens=50)
+    mixed = [params, others, params]
+    expected = make_llm(MODEL).generate(prompts, mixed)
+    engine = make_engine(max_batch_size)
+    requests = engine.generate(prompts, mixed)
+    assert [outcome(one) for one in requests] == [outcome(one) for one in expected]
+    assert [one.beams for one in requests] == [one.beams for one in expected]
+    assert engine.loop.scheduler.check_ledger() == []
+    assert engine.loop.scheduler.allocator.num_owned == 0
+
+
+def test_a_batch_that_loses_its_cache_while_suspended_goes_on_with_the_same_tokens() -> None:
+    params = [SamplingParams(temperature=0.0, max_tokens=40), SamplingParams(beam_width=3, max_tokens=20)]
+    engine = make_engine(4)
+    requests = [engine.loop.add_request(*pair) for pair in zip(["abc", "d"], params, strict=True)]
+    for _ in range(8):
+        engine.loop.step()
+    engine.loop.suspend("recompute")
+    engine.loop.resume()
+    while engine.loop.has_unfinished_requests:
+        engine.loop.step()
+    assert [outcome(one) for one in requests] == [outcome(one) for one in make_engine().generate(["abc", "d"], params)]
