@@ -36,13 +36,13 @@ class EncoderDecoderTextGenerationController(TextGenerationController):
                     self._last_positions[admission.slot] = request.prompt_length + request.max_generated - 1
         return super().generate_step(plan, batch)
 
-    def sample_from_logits(self, logits: Tensor, slots: list[int], positions: list[int]) -> SampledTokens:
+    def sample_rows(self, logits: Tensor, slots: list[int], positions: list[int]) -> SampledTokens:
         """One token per row of `logits` [rows, padded vocabulary]."""
         for row, (slot, position) in enumerate(zip(slots, positions, strict=True)):
             if self._last_positions.get(slot) == position:
                 logits[row] = -math.inf
                 logits[row, self._forced_eos_token_id] = 0.0
-        return super().sample_from_logits(logits, slots, positions)
+        return super().sample_rows(logits, slots, positions)
 
 
 def _may_end_by(request: InferenceRequest, token_id: int) -> bool:
