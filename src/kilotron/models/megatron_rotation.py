@@ -16,7 +16,10 @@ def read_positions(args: ConfigFields) -> dict[str, Any]:
     kind = args.text("position_embedding_type", "learned_absolute")
     if kind not in KINDS:
         raise args.wrong("position_embedding_type", f"one of {', '.join(KINDS)}")
-    fields = {"position_embedding_type": KINDS[kind], "max_position_embeddings": _longest_sequence(args)}
+    fields: dict[str, Any] = {
+        "position_embedding_type": KINDS[kind],
+        "max_position_embeddings": _longest_sequence(args),
+    }
     if args.flag("multi_latent_attention", False):
         return fields | _latent_rotation(args, kind)
     if KINDS[kind] != "rope":
