@@ -18,8 +18,8 @@ from kilotron.kernels.reference.backend import ReferenceBackend
 from kilotron.model_inference_wrappers.abstract_model_inference_wrapper import AbstractModelInferenceWrapper
 from kilotron.models.gpt_model import GPTModel
 from kilotron.models.inference_batch import InferenceBatch
+from kilotron.models.layers.experts import Experts
 from kilotron.models.layers.linear import Linear
-from kilotron.models.layers.mixture_of_experts import Experts
 from kilotron.models.quantization.rounding import Rounding
 from kilotron.models.transformer_config import TransformerConfig
 from kilotron.sampling.sampler import Sampler

@@ -326,7 +326,7 @@ class DynamicInferenceEngine(AbstractEngine):
         if isinstance(params, SamplingParams) and params.n != 1:
             raise SamplingParamsError(f"a stream has one continuation, not n={params.n}; start one stream for each")
         request = self.intake.build(prompt, params)
-        request.sampling_params.streaming = True
+        request.sampling_params.add_attributes({"streaming": True})
         return request
 
     @_exclusive
@@ -380,11 +380,12 @@ class DynamicInferenceEngine(AbstractEngine):
         plan, result, errors = self._compute(plan)
         ended = self._update_generation_status(plan, result)
         try:
-            self.scheduler.resolve_step(plan, result, {request.request_id for request in ended})
+            moves = self.controller.take_beam_moves()
+            self.scheduler.resolve_step(plan, result, {request.request_id for request in ended}, moves)
         except Exception as error:
             return self._fail_everything(error)
         self._counts.scheduler_faults_in_a_row = 0
-        self.num_tokens_generated += len(result.token_ids)
+        self.num_tokens_generated += len(result.token_ids) + sum(map(len, moves.values()))
         for request in ended:
             self._end(request)
         if errors:
@@ -481,7 +482,7 @@ class DynamicInferenceEngine(AbstractEngine):
         if reason is not None:
             finish(progress, reason, request.error or error_of(request, reason))
         if not request.sampling_params.return_prompt_tokens:
-            request.prompt_tokens = []
+            request.prompt_tokens, request.encoder_tokens = [], []
         request.timings.finished = time.monotonic()
         request.status = FINAL_STATUS.get(request.finish_reason or "", Status.COMPLETED)
         self._counts.finish(request.finish_reason or "error")

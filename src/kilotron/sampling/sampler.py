@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kilotron.errors import ConfigError, KilotronError, NumericalError, SamplingParamsError
 from kilotron.kernels.interface import KernelBackend, TemperedRows
+from kilotron.sampling.beam_candidates import CandidateLists, list_candidates
 from kilotron.sampling.log_probs import score_tokens
 from kilotron.sampling.logits_filters import Truncation, draw_truncated
 from kilotron.sampling.random_uniform import uniforms
@@ -84,6 +85,12 @@ class Sampler:
         if flags & RowFlags.SCORED:
             step.score(self._table.vocab_size)
         return step.result()
+
+    def list_candidates(
+        self, logits: Tensor, slots: Sequence[int], positions: Sequence[int], counts: Sequence[int]
+    ) -> CandidateLists:
+        """Most likely next tokens per row, for beam search; see `beam_candidates.list_candidates`."""
+        return list_candidates(self._table, self._kernels, logits, slots, positions, counts)
 
     def score(
         self, logits: Tensor, targets: Sequence[int], top_n: int

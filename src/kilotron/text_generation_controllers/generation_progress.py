@@ -105,9 +105,7 @@ class GenerationProgress:
     def _complete_text(self, tokenizer: Tokenizer) -> None:
         request = self.request
         ends_by_token = bool(request.generated_tokens) and request.generated_tokens[-1] in request.end_ids
-        shown = request.generated_tokens
-        if ends_by_token and not request.sampling_params.detokenize_stop_sequence:
-            shown = shown[:-1]
+        shown = shown_tokens(request, request.generated_tokens)
         if self._text is None:
             self._text = OutputText(request, tokenizer)
             self._text.put(shown)
@@ -118,3 +116,9 @@ class GenerationProgress:
             # The last bytes that were held back completed a stop text.
             request.finish_reason, request.stop_reason = "stop", stop
         request.generated_text = str(self._text)
+
+
+def shown_tokens(request: InferenceRequest, token_ids: list[int]) -> list[int]:
+    """Those that become text: without the id that ended them, unless it is asked for."""
+    ends_by_token = bool(token_ids) and token_ids[-1] in request.end_ids
+    return token_ids[:-1] if ends_by_token and not request.sampling_params.detokenize_stop_sequence else token_ids

@@ -9,13 +9,14 @@ import math
 import torch
 from torch import Tensor
 
-from kilotron.errors import KilotronError, NumericalError
+from kilotron.errors import KilotronError, NumericalError, SamplingParamsError
 from kilotron.inference_request import InferenceRequest
 from kilotron.model_inference_wrappers.abstract_model_inference_wrapper import AbstractModelInferenceWrapper
 from kilotron.models.inference_batch import InferenceBatch
 from kilotron.sampling.sampler import SampledTokens, Sampler
 from kilotron.sampling.sampling_table import SamplingTable
-from kilotron.scheduling.step_plan import RowPlan, StepPlan, StepResult, TokenScores
+from kilotron.scheduling.step_plan import BeamMove, RowPlan, StepPlan, StepResult, TokenScores
+from kilotron.text_generation_controllers.beam_progress import BeamProgress
 from kilotron.text_generation_controllers.generation_progress import GenerationProgress
 from kilotron.tokenization.prompt_text import tokenize_prompt
 from kilotron.tokenization.tokenizer import Tokenizer
@@ -44,6 +45,7 @@ class TextGenerationController:
         self._table = table
         self._sampler = sampler
         self._progress: dict[int, GenerationProgress] = {}
+        self._beam_moves: dict[int, list[BeamMove]] = {}
         inference_wrapped_model.prep_model_for_inference()
 
     def tokenize_prompt(self, prompt: str, *, add_BOS: bool = False) -> list[int]:  # noqa: N803 - Megatron's spelling
@@ -56,7 +58,8 @@ class TextGenerationController:
 
     def start_request(self, request: InferenceRequest) -> None:
         """From now on the request's tokens are followed."""
-        self._progress[request.request_id] = GenerationProgress(request, self.tokenizer)
+        kind = BeamProgress if request.sampling_params.is_beam_search else GenerationProgress
+        self._progress[request.request_id] = kind(request, self.tokenizer)
 
     def progress_of(self, request_id: int) -> GenerationProgress:
         """The growing output of an unfinished request."""
@@ -91,12 +94,16 @@ class TextGenerationController:
         """
         request_id = row.request_id
         progress = self._progress[request_id]
+        if progress.request.finish_reason is not None:  # another of its beams ended it in this step
+            return None
         if request_id in result.prompt_scores:
             progress.add_prompt_scores(result.prompt_scores[request_id])
         if request_id in result.faults:
             fault = result.faults[request_id]
             progress.finish("error", type(fault)(f"request {request_id}: {fault}"))
             return progress.request
+        if isinstance(progress, BeamProgress) and row.num_candidates:
+            return self._advance_beams(progress, row, result)
         if request_id in result.scores:
             progress.add_scores(result.scores[request_id])
         reason = progress.advance(token_id) if token_id is not None else _end_of_scoring(row, progress.request)
@@ -104,6 +111,11 @@ class TextGenerationController:
             return None
         self.detokenize_generations(progress, reason)
         return progress.request
+
+    def take_beam_moves(self) -> dict[int, list[BeamMove]]:
+        """Request id -> how its beams go on, for those that were advanced since the last call."""
+        moves, self._beam_moves = self._beam_moves, {}
+        return moves
 
     def detokenize_generations(self, progress: GenerationProgress, reason: str) -> None:
         """Completes the text of a request that ends with `reason`."""
@@ -113,6 +125,21 @@ class TextGenerationController:
         """Stops following a request and returns what it came to."""
         return self._progress.pop(request_id)
 
+    def _advance_beams(self, progress: BeamProgress, row: RowPlan, result: StepResult) -> InferenceRequest | None:
+        request = progress.request
+        moves = progress.put_candidates(row.beam, result.candidates[request.request_id, row.beam])
+        if moves is None:
+            return None
+        if moves:
+            self._beam_moves[request.request_id] = moves
+            return None
+        reason = progress.end_reason
+        if reason is None:
+            progress.finish("error", SamplingParamsError("the sampling parameters forbid every token that can follow"))
+        else:
+            self.detokenize_generations(progress, reason)
+        return request
+
     def _sample(self, plan: StepPlan, logits: Tensor, num_samples: int) -> StepResult:
         prompt_scores: dict[int, TokenScores] = {}
         faults: dict[int, KilotronError] = {}
@@ -120,18 +147,41 @@ class TextGenerationController:
             prompt_scores, faults = self._score_prompts(plan, logits[num_samples:])
             logits = logits[:num_samples]
         if not num_samples:
-            return StepResult([], {}, prompt_scores, faults)
-        rows = [row for row in plan.rows if row.samples]
+            return StepResult([], {}, prompt_scores, faults=faults)
+        rows = [row for row in plan.rows if row.needs_logits]
+        candidates: dict[tuple[int, int], list[tuple[int, float]]] = {}
+        if any(row.num_candidates for row in rows):
+            candidates, beam_faults = self._list_candidates(rows, logits)
+            faults |= beam_faults
+            logits = logits[torch.tensor([row.samples for row in rows], device=logits.device)]
+            rows = [row for row in rows if row.samples]
         slots = [row.slot for row in rows]
         positions = [row.start + len(row.token_ids) for row in rows]
-        sampled = self.sample_from_logits(logits, slots, positions)
+        sampled = self.sample_from_logits(logits, slots, positions) if rows else SampledTokens([], [], [], {})
         self._table.record(slots, sampled.token_ids)
         scores = {}
         for row, log_prob, top_n in zip(rows, sampled.log_probs, sampled.top_n, strict=True):
             if log_prob is not None:
                 scores[row.request_id] = TokenScores([log_prob], None if top_n is None else [top_n])
         faults |= {rows[index].request_id: fault for index, fault in sampled.faults.items()}
-        return StepResult(sampled.token_ids, scores, prompt_scores, faults)
+        return StepResult(sampled.token_ids, scores, prompt_scores, candidates, faults)
+
+    def _list_candidates(
+        self, rows: list[RowPlan], logits: Tensor
+    ) -> tuple[dict[tuple[int, int], list[tuple[int, float]]], dict[int, KilotronError]]:
+        """What beam search chooses from, by request and beam, and faults by request. `logits` are those of `rows`."""
+        chosen = [index for index, row in enumerate(rows) if row.num_candidates]
+        beams = [rows[index] for index in chosen]
+        found = self._sampler.list_candidates(
+            logits[torch.tensor(chosen, device=logits.device)],
+            [row.slot for row in beams],
+            [row.start + len(row.token_ids) for row in beams],
+            [row.num_candidates for row in beams],
+        )
+        keys = [(row.request_id, row.beam) for row in beams]
+        return dict(zip(keys, found.rows, strict=True)), {
+            beams[index].request_id: fault for index, fault in found.faults.items()
+        }
 
     def _score_prompts(self, plan: StepPlan, logits: Tensor) -> tuple[dict[int, TokenScores], dict[int, KilotronError]]:
         """Log-probabilities of prompt tokens, by request; rows with numbers that are not finite are faults."""

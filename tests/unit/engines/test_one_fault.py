@@ -157,9 +157,9 @@ class FaultyScheduler(Scheduler):
         self.fault.meet("after a plan", self.step == 1)  # slots and blocks are granted that nobody will use
         return plan
 
-    def resolve_step(self, plan: StepPlan, result: StepResult, ended: Collection[int]) -> None:
+    def resolve_step(self, plan: StepPlan, result: StepResult, ended: Collection[int], *moves: Any) -> None:
         self.fault.meet("before resolving", plan.step == 3)
-        super().resolve_step(plan, result, ended)
+        super().resolve_step(plan, result, ended, *moves)
         self.fault.meet("after resolving", plan.step == 6)  # the last one: all have ended
 
     def add_request(self, request: InferenceRequest) -> None:
