@@ -362,7 +362,8 @@ class Scheduler:
         source = find_source(item, self._find_cached(item), self.limits.block_size)
         if source is not None:
             start_parked(item, source, self.allocator, self.limits.block_size)
-            self._expect(item)
+            if not item.is_private:
+                self._expect(item)
 
     def _fork_or_stop(
         self,
