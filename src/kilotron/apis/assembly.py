@@ -279,10 +279,9 @@ def _encoder_limits(model: TransformerConfig, config: ResolvedConfig) -> Encoder
     own = model.encoder_decoder
     if own is None:
         return None
-    start = [own.decoder_start_token_id, own.forced_bos_token_id]
     return EncoderLimits(
         max_encoder_length=min(config.max_sequence_length, config.max_tokens - 1),
-        decoder_start_tokens=tuple(token_id for token_id in start if token_id is not None),
+        decoder_start_token_id=own.decoder_start_token_id,
     )
 
 

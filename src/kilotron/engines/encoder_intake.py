@@ -25,8 +25,8 @@ class EncoderLimits:
 
     max_encoder_length: int
     """Tokens of one encoder input."""
-    decoder_start_tokens: tuple[int, ...]
-    """What the decoder begins with when it is given nothing."""
+    decoder_start_token_id: int
+    """The decoder's first token, in front of whatever it is given."""
 
     def check_length(self, encoder_tokens: list[int]) -> None:
         """
@@ -44,10 +44,8 @@ class EncoderLimits:
 
     def decoder_tokens(self, given: list[int]) -> list[int]:
         """The decoder's tokens: the start token comes first, whether given or not."""
-        if not given:
-            return list(self.decoder_start_tokens)
-        start = self.decoder_start_tokens[0]
-        return given if given[0] == start else [start, *given]
+        start = self.decoder_start_token_id
+        return given if given[:1] == [start] else [start, *given]
 
 
 def split_prompt(prompt: Any, limits: EncoderLimits | None, *, scores_prompt: bool) -> tuple[Any, Any]:
