@@ -95,6 +95,11 @@ class _Machine:
         self.position = end
         return self.data[start:end]
 
+    def take_byte(self) -> int:
+        value = self.data[self.position]
+        self.position += 1
+        return value
+
     def take_number(self, count: int) -> int:
         return int.from_bytes(self.take(count), "little")
 
@@ -251,7 +256,7 @@ ACTIONS: dict[int, Callable[[_Machine], None]] = {
     0x88: lambda machine: machine.push(True),
     0x89: lambda machine: machine.push(False),
     ord("J"): lambda machine: machine.push(int.from_bytes(machine.take(4), "little", signed=True)),
-    ord("K"): lambda machine: machine.push(machine.take_number(1)),
+    ord("K"): lambda machine: machine.push(machine.take_byte()),
     ord("M"): lambda machine: machine.push(machine.take_number(2)),
     0x8A: lambda machine: machine.integer(1),
     0x8B: lambda machine: machine.integer(4),
@@ -261,7 +266,7 @@ ACTIONS: dict[int, Callable[[_Machine], None]] = {
     0x8D: lambda machine: machine.text(8),
     ord("U"): lambda machine: machine.old_text(1),
     ord("T"): lambda machine: machine.old_text(4),
-    ord("C"): lambda machine: machine.push(machine.take(machine.take_number(1))),
+    ord("C"): lambda machine: machine.push(machine.take(machine.take_byte())),
     ord("B"): lambda machine: machine.push(machine.take(machine.take_number(4))),
     0x8E: lambda machine: machine.push(machine.take(machine.take_number(8))),
     0x96: lambda machine: machine.push(machine.take(machine.take_number(8))),  # a bytearray
@@ -288,10 +293,10 @@ ACTIONS: dict[int, Callable[[_Machine], None]] = {
     0x92: _Machine.call_with_keywords,
     ord("b"): _Machine.build,
     ord("Q"): _Machine.storage,
-    ord("q"): lambda machine: machine.remember(machine.take_number(1)),
+    ord("q"): lambda machine: machine.remember(machine.take_byte()),
     ord("r"): lambda machine: machine.remember(machine.take_number(4)),
     0x94: lambda machine: machine.remember(len(machine.memo)),
-    ord("h"): lambda machine: machine.push(machine.memo[machine.take_number(1)]),
+    ord("h"): lambda machine: machine.push(machine.memo[machine.take_byte()]),
     ord("j"): lambda machine: machine.push(machine.memo[machine.take_number(4)]),
 }
 """What each opcode does. Of the textual ones of protocol 0 none is here, nor are extensions and buffers outside."""
