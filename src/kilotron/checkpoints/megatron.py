@@ -4,7 +4,7 @@ Tensors have one name each, see `megatron_names.py`, and are whole however they 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -54,6 +54,7 @@ class MegatronCheckpoint(Checkpoint):
         self.iteration = found.iteration
         self._tensors: Mapping[str, ShardedTensor] = tensors
         self._files = files
+        self._paths = {piece.stored.path for tensor in tensors.values() for piece in tensor.pieces}
 
     @classmethod
     def open(cls, source: str | Path) -> Self:
@@ -69,6 +70,10 @@ class MegatronCheckpoint(Checkpoint):
         if not tensors:
             raise broken(found.folder, expected="weights of a model", found="none")
         return cls(found, args, tensors, files)
+
+    @property
+    def files(self) -> Collection[Path]:
+        return self._paths
 
     def read(self, name: str) -> "torch.Tensor":
         """The whole tensor: a view of its file where it lies in one piece there, else a copy."""

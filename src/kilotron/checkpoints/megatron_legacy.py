@@ -29,7 +29,7 @@ EXPERT = re.compile(r"(.*\.local_experts)\.(\d{1,9})\.(.*)", re.ASCII)
 # How tensor parallelism cuts a tensor; what is not named here is whole on every rank.
 ROWS = re.compile(
     r"(word_embeddings|output_layer|linear_qkv|linear_q|linear_kv|linear_q_proj|linear_q_up_proj|linear_kv_up_proj"
-    r"|linear_fc1)\.(weight|bias)$|softmax_offset$"
+    r"|linear_fc1|eh_proj)\.(weight|bias)$|softmax_offset$"
 )
 COLUMNS = re.compile(r"(linear_proj|linear_fc2)\.weight$")
 DOWN_PROJECTION = re.compile(r"linear_(q|kv)_down_proj\.weight$")  # cut by local layers, whole with others

@@ -8,11 +8,12 @@ stand-in, and calling such a thing makes another one. So no pickle, whatever it 
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from kilotron.checkpoints.damage import broken, shown
 from kilotron.checkpoints.inert_values import (
     ALLOWED,
+    AllowedName,
     Inert,
     RefusedPickleError,
     StorageType,
@@ -50,13 +51,6 @@ def read_pickle(data: bytes, *, file: Path, find_storage: FindStorage | None = N
     except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, MemoryError, struct.error) as error:
         found = f"an error ({type(error).__name__}: {shown(str(error))})"
     raise broken(file, expected="a pickle of plain values", found=f"{found} at byte {machine.position} of it")
-
-
-class _ClassName(NamedTuple):
-    """An allowed name on the stack. Not the function itself, so that no part of the program lies among the data."""
-
-    module: str
-    name: str
 
 
 class _Machine:
@@ -191,7 +185,7 @@ class _Machine:
         if isinstance(meaning, TorchDtype | StorageType):
             self.push(meaning)
         else:
-            self.push(Inert(f"{module}.{name}") if meaning is None else _ClassName(module, name))
+            self.push(Inert(f"{module}.{name}") if meaning is None else AllowedName(module, name))
 
     def call(self) -> None:
         arguments, target = self.stack.pop(), self.stack.pop()
@@ -200,7 +194,7 @@ class _Machine:
         if isinstance(target, Inert):
             self.push(Inert(target.name, arguments))
             return
-        constructor = ALLOWED[target] if isinstance(target, _ClassName) else None
+        constructor = ALLOWED[target] if isinstance(target, AllowedName) else None
         if constructor is None or isinstance(constructor, TorchDtype | StorageType):
             raise RefusedPickleError(f"a call of a {type(target).__name__}")
         self.spend(sum(len(argument) for argument in arguments if hasattr(argument, "__len__")))
