@@ -47,6 +47,11 @@ class Checkpoint(ABC):
             raise broken(info.file, tensor=name, expected=expected, found=f"dtype {info.dtype}")
         return info
 
+    @property
+    @abstractmethod
+    def files(self) -> Collection[Path]:
+        """All files that hold tensors."""
+
     @abstractmethod
     def read(self, name: str) -> "torch.Tensor":
         """The whole tensor; it may be written to, which never changes the file and is forgotten with the tensor.
