@@ -186,6 +186,7 @@ CHECKPOINTS: dict[str, Checkpoint] = (
     | {f"{family}/torch_dist-0.16.1": OLD for family in ("gpt2", "llama")}
     | {f"{family}/{name}": one for family in ("gpt2", "llama") for name, one in LEGACY_LAYOUTS.items()}
     | {
+        "llama/torch_dcp": Checkpoint("torch_dcp"),
         "llama/torch_dist-tp2": Checkpoint(layout=TP2),
         "llama/torch_dist-pp2": Checkpoint(layout=PP2),
         "llama/torch_dist-tp2-pp2": Checkpoint(layout=TP2 | PP2),
