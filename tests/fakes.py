@@ -18,8 +18,8 @@ from kilotron.kernels.reference.backend import ReferenceBackend
 from kilotron.model_inference_wrappers.abstract_model_inference_wrapper import AbstractModelInferenceWrapper
 from kilotron.models.gpt_model import GPTModel
 from kilotron.models.inference_batch import InferenceBatch
+from kilotron.models.layers.experts import Experts
 from kilotron.models.layers.linear import Linear
-from kilotron.models.layers.mixture_of_experts import Experts
 from kilotron.models.quantization.rounding import Rounding
 from kilotron.models.transformer_config import TransformerConfig
 from kilotron.sampling.sampler import Sampler
@@ -187,7 +187,8 @@ def make_scripted_engine(
         vocab_size=wrapper.vocab_size, max_sequence_length=max_sequence_length, eos_ids=frozenset(eos_ids)
     )
     intake = RequestIntake(controller, request_limits, random_seed=0)
-    return DynamicInferenceEngine(Scheduler(SchedulerLimits(**all_limits), num_blocks), context, controller, intake)
+    scheduler = Scheduler(SchedulerLimits(**all_limits), num_blocks)
+    return DynamicInferenceEngine(controller, context, scheduler=scheduler, intake=intake)
 
 
 def assert_nothing_is_left(engine: DynamicInferenceEngine) -> None:

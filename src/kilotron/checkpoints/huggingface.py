@@ -4,11 +4,11 @@ Gives tensors by the names they have in the files. Knows nothing of models, and 
 """
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from kilotron.checkpoints.checkpoint import Checkpoint
 from kilotron.checkpoints.damage import broken, shown
 from kilotron.checkpoints.json_file import read_json_object
 from kilotron.checkpoints.safetensors_file import SafetensorsFile
@@ -25,7 +25,7 @@ __all__ = ["HuggingFaceCheckpoint", "TensorInfo"]
 GENERATION_CONFIG_FILE = "generation_config.json"
 
 
-class HuggingFaceCheckpoint:
+class HuggingFaceCheckpoint(Checkpoint):
     """A checkpoint whose files were all found in order when it was opened. Reads are views; nothing is copied.
 
     Example:
@@ -40,11 +40,7 @@ class HuggingFaceCheckpoint:
         generation_config: dict[str, Any],
         headers: list[SafetensorsHeader],
     ) -> None:
-        self.folder = folder
-        self.config = config
-        self.generation_config = generation_config
-        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(_merge(headers))
-        self.total_bytes = sum(info.num_bytes for info in self.tensors.values())
+        super().__init__(folder, config, generation_config, _merge(headers))
         self._files = {header.file: SafetensorsFile(header) for header in headers}
 
     @classmethod
@@ -70,85 +66,25 @@ class HuggingFaceCheckpoint:
         _check_index(file_of_tensor, checkpoint.tensors)
         return checkpoint
 
-    def require(
-        self, name: str, *, shape: tuple[int, ...] | None = None, dtypes: Collection[str] | None = None
-    ) -> TensorInfo:
-        """What the header says of a tensor, once it agrees with what the model needs. Reads no data.
-
-        Raises:
-            BrokenCheckpointError: it is missing, mis-shaped or mis-typed; names file, tensor, expected and found.
-        """
-        info = self.tensors.get(name)
-        if info is None:
-            raise broken(self.folder, tensor=name, expected="to be in a shard", found=self._nearest(name))
-        if shape is not None and info.shape != shape:
-            raise broken(info.file, tensor=name, expected=f"shape {shape}", found=f"shape {info.shape}")
-        if dtypes is not None and info.dtype not in dtypes:
-            expected = f"dtype {' or '.join(sorted(dtypes))}"
-            raise broken(info.file, tensor=name, expected=expected, found=f"dtype {info.dtype}")
-        return info
-
     def read(self, name: str) -> "torch.Tensor":
-        """The whole tensor, as a view of its file; it may be written to, which never changes the file and is forgotten
-        with the tensor.
-
-        Raises:
-            BrokenCheckpointError: there is no such tensor, or its file changed or vanished since `open`.
-            CheckpointError: the checkpoint is closed, or torch has no dtype for the tensor.
-        """
+        """The whole tensor, as a view of its file; else as for any checkpoint."""
         info = self.require(name)
         file = self._files.get(info.file)
         if file is None:
             raise CheckpointError(f"{self.folder}: the checkpoint is closed; open it again to read {shown(name)}")
         return file.read(name)
 
-    def read_slice(self, name: str, index: tuple[slice, ...]) -> "torch.Tensor":
-        """A part of a tensor, as a view: only the pages it touches are ever read. Missing slices mean all of a dim.
-
-        Raises:
-            BrokenCheckpointError: as `read`, or the slice reaches outside the tensor.
-        """
-        info = self.require(name)
-        if len(index) > len(info.shape) or not all(map(_is_inside, index, info.shape)):
-            wanted = ", ".join(f"{part.start}:{part.stop}:{part.step}" for part in index)
-            found = f"shape {info.shape}"
-            raise broken(info.file, tensor=name, expected=f"to hold the slice [{wanted}], step 1", found=found)
+    def _read_inside(self, name: str, index: tuple[slice, ...]) -> "torch.Tensor":
         return self.read(name)[index]
 
     def drop_pages(self) -> None:
-        """Gives back the memory of tensors that are held as they were read; the next touch reads them again.
-
-        What was written to them is lost. Those that are held no more took their memory with them.
-        """
         for file in self._files.values():
             file.drop_pages()
 
     def close(self) -> None:
-        """Lets go of the files. Tensors already read stay valid."""
         for file in self._files.values():
             file.close()
         self._files = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _nearest(self, name: str) -> str:
-        import difflib
-
-        last_part = name.rpartition(".")[2]
-        likely = [known for known in self.tensors if known.endswith(last_part)][:2000]
-        nearest = difflib.get_close_matches(name, likely, n=1)
-        return f"none; the nearest is {shown(nearest[0])}" if nearest else "none"
-
-
-def _is_inside(part: slice, size: int) -> bool:
-    start, stop = 0 if part.start is None else part.start, size if part.stop is None else part.stop
-    return part.step in (None, 1) and 0 <= start <= stop <= size
 
 
 def _merge(headers: list[SafetensorsHeader]) -> dict[str, TensorInfo]:

@@ -4,14 +4,14 @@ Touches no tensor data and needs no torch, so that every shard of a large checkp
 """
 
 import math
-import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeGuard
+from typing import Any, TypeGuard
 
 from kilotron.checkpoints.damage import broken, shown, unreadable
 from kilotron.checkpoints.json_file import parse_json_object
+from kilotron.checkpoints.mapped_file import FileIdentity
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -36,21 +36,6 @@ class TensorInfo:
     dtype: str
     shape: tuple[int, ...]
     num_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class FileIdentity:
-    """Tells whether a path still leads to the file that was checked."""
-
-    device: int
-    inode: int
-    num_bytes: int
-    modified_ns: int
-
-    @classmethod
-    def of(cls, file_descriptor: int) -> Self:
-        status = os.fstat(file_descriptor)
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Turns what a person typed, a path or a hub id, into a Hugging Face checkpoint's folder, or says what to type next.
+"""Turns what a person typed, a path or a hub id, into a checkpoint's folder, or says what to type next.
 
 Knows which files make a checkpoint and what other formats look like; opens none of them.
 """
@@ -12,13 +12,13 @@ from pathlib import Path
 
 from kilotron.checkpoints.damage import broken, shown
 from kilotron.checkpoints.hub_snapshot import CONFIG_FILE, find_hub_snapshot
+from kilotron.checkpoints.megatron_folder import is_megatron_folder
 from kilotron.errors import CheckpointError, CheckpointNotFoundError
 
-__all__ = ["CONFIG_FILE", "check_local_folder", "find_checkpoint_folder"]
+__all__ = ["CONFIG_FILE", "check_local_folder", "find_checkpoint_folder", "is_huggingface_folder"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-MEGATRON_ENTRY = re.compile(r"latest_checkpointed_iteration\.txt|iter_\d+|release|\.metadata|mp_rank_\d+.*|.*\.distcp")
 MAX_ENTRIES = 10_000  # of a folder looked at for a hint; a wrong path may lead anywhere
 
 
@@ -59,6 +59,16 @@ def check_local_folder(source: str) -> None:
         find_checkpoint_folder(source)
 
 
+def is_huggingface_folder(folder: Path) -> bool:
+    """Whether it has a configuration and weights, whatever else lies beside them."""
+    entries = _entries(folder)
+    return CONFIG_FILE in entries and _has_weights(entries)
+
+
+def _has_weights(entries: Iterable[str]) -> bool:
+    return any(entry.endswith((".safetensors", ".safetensors.index.json")) for entry in entries)
+
+
 def _similar_folder(path: Path) -> str:
     """Names the folder that was probably meant, or gives nothing."""
     siblings = [entry for entry in _entries(path.parent) if (path.parent / entry).is_dir()]
@@ -83,19 +93,16 @@ def _explain_file(path: Path) -> CheckpointError:
 
 
 def _refuse_other_formats(folder: Path) -> None:
-    entries = _entries(folder)
-    has_weights = any(entry.endswith((".safetensors", ".safetensors.index.json")) for entry in entries)
-    if CONFIG_FILE in entries and has_weights:
+    if is_huggingface_folder(folder):
         return
+    entries = _entries(folder)
     if "adapter_config.json" in entries:
         raise CheckpointError(
             f"{folder} is a LoRA adapter; this version reads whole models: merge it into its base model first"
         )
-    if mark := _first(entries, MEGATRON_ENTRY):
-        raise CheckpointError(
-            f"{folder} is a Megatron checkpoint (it has {mark}); this version reads Hugging Face folders "
-            "(config.json and *.safetensors): export it with Megatron-Bridge, AutoBridge.export_ckpt"
-        )
+    if is_megatron_folder(folder):
+        return
+    has_weights = _has_weights(entries)
     if not has_weights:
         _refuse_other_weights(folder, entries)
     if CONFIG_FILE not in entries:

@@ -68,7 +68,7 @@ class RequestTimeline:
             self._end_prefill(requests[request_id])
         if plan.preempted:
             self.preempt([requests[request_id] for request_id in plan.preempted], "out of blocks", now)
-        admitted = {admission.request_id for admission in plan.admissions}
+        admitted = {admission.request_id for admission in plan.admissions if not admission.is_beam}
         for request_id in admitted:
             self._computing[request_id] = requests[request_id].generated_length
         if self._computing:

@@ -90,9 +90,8 @@ def test_pickle_beside_safetensors_does_no_harm(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "mark", ["latest_checkpointed_iteration.txt", "iter_0000100", ".metadata", "mp_rank_00", "__0_0.distcp"]
 )
-def test_megatron_checkpoint_is_recognised(tmp_path: Path, mark: str) -> None:
-    complaint = complaint_about(folder_of(tmp_path, mark))
-    assert f"is a Megatron checkpoint (it has {mark}); this version reads Hugging Face folders" in complaint
+def test_megatron_checkpoint_is_taken_as_it_is(tmp_path: Path, mark: str) -> None:
+    assert find_checkpoint_folder(folder_of(tmp_path, mark)) == tmp_path
 
 
 def test_adapter_is_recognised(tmp_path: Path) -> None:

@@ -1,0 +1,61 @@
+"""The arguments that a training saved, as plain values that JSON could hold. Does not know what they mean."""
+
+from pathlib import Path
+from typing import Any
+
+from kilotron.checkpoints.damage import broken
+from kilotron.checkpoints.inert_values import Inert
+
+MAX_DEPTH = 12
+MAX_VALUES = 200_000
+MAX_SHOWN_ARGUMENTS = 5
+
+
+def plain_args(args: Inert, *, file: Path) -> dict[str, Any]:
+    """The members of a saved Namespace.
+
+    Enums and objects of unknown classes become text: "AttnBackend(5)", "signal.SIGTERM"; dtypes their name, "bfloat16".
+
+    Raises:
+        BrokenCheckpointError: it is no Namespace, or its values are nested without end.
+    """
+    if not isinstance(args.state, dict):
+        raise broken(file, expected="a Namespace of saved arguments", found=f"{args!r} without members")
+    return plain_values(args.state, file=file)
+
+
+def plain_values(values: dict[Any, Any], *, file: Path) -> dict[str, Any]:
+    """The same values, as JSON could hold them. Raises as `plain_args`."""
+    plain: dict[str, Any] = _PlainValues(file).convert(values, 0)
+    return plain
+
+
+class _PlainValues:
+    """Converts values, and counts them: a few bytes of a pickle can spell a value of any size."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._num_values = 0
+
+    def convert(self, value: Any, depth: int) -> Any:
+        self._num_values += 1
+        if depth > MAX_DEPTH or self._num_values > MAX_VALUES:
+            found = f"values nested deeper than {MAX_DEPTH}, or more than {MAX_VALUES} of them"
+            raise broken(self._file, expected="plain saved arguments", found=found)
+        if value is None or isinstance(value, bool | int | float | str):
+            return str(value) if isinstance(value, str) else value
+        if isinstance(value, dict):
+            return {self._text(key, depth): self.convert(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.convert(item, depth + 1) for item in value]
+        if isinstance(value, set | frozenset):
+            return sorted((self._text(item, depth) for item in value), key=str)
+        return self._text(value, depth)
+
+    def _text(self, value: Any, depth: int) -> str:
+        if not isinstance(value, Inert):
+            return value if isinstance(value, str) else repr(value)[: MAX_SHOWN_ARGUMENTS * 100]
+        if value.arguments is None:
+            return value.name
+        arguments = (str(self.convert(item, depth + 1)) for item in value.arguments[:MAX_SHOWN_ARGUMENTS])
+        return f"{value.name.rpartition('.')[2]}({', '.join(arguments)})"
