@@ -34,6 +34,7 @@ class _Inheritance(NamedTuple):
     num_computed: int
     num_registered: int
     is_private: bool
+    is_parked: bool
 
 
 def fork(
@@ -42,7 +43,8 @@ def fork(
     """Lets each beam continue its parent; one without a move ends.
 
     All children of a beam share its full blocks. One of them, the beam itself if it is among them, takes over the last,
-    partly filled one; the others compute those few tokens again, with the same bits.
+    partly filled one; the others compute those few tokens again, with the same bits. Where a beam is still being
+    computed again after it was stopped, that one goes on with it, and the others are parked.
     """
     heirs = {move.parent: move.beam for move in moves if move.beam == move.parent}
     for move in moves:
@@ -97,20 +99,25 @@ def start_parked(
 
 
 def _inherit(parent: ScheduledRequest, move: BeamMove, block_size: int, *, takes_all: bool) -> _Inheritance:
+    tokens, chains = [*parent.token_ids, move.token_id], parent.chains.copy()
+    if parent.num_wanted and not takes_all:
+        return _Inheritance(tokens, [], chains, 0, 0, is_private=False, is_parked=True)
     num_full = parent.num_computed // block_size
     return _Inheritance(
-        [*parent.token_ids, move.token_id],
+        tokens,
         parent.block_ids.copy() if takes_all else parent.block_ids[:num_full],
-        parent.chains.copy(),
+        chains,
         parent.num_computed if takes_all else num_full * block_size,
         parent.num_registered,
         parent.is_private,
+        parent.is_parked,
     )
 
 
 def _settle(beam: ScheduledRequest, taken: _Inheritance | None) -> None:
     beam.found = None
     beam.is_moved = taken is not None
+    beam.is_parked = taken is not None and taken.is_parked
     if taken is None:
         beam.token_ids, beam.block_ids, beam.num_computed, beam.num_registered = [], [], 0, 0
         return

@@ -354,6 +354,8 @@ class Scheduler:
                 del self._requests[request_id]
                 self._stop_family(item, is_faulty=request_id in faults)
             elif request_id in moves:
+                for beam in item.beams:
+                    self._unexpect(beam, beam.chains)
                 fork(item.beams, moves[request_id], self.allocator, self.limits.block_size)
                 item.request.status = Status.ACTIVE_AND_GENERATING_TOKENS
 

@@ -1,7 +1,7 @@
 """BeamWorld: plays engine, model and users to a Scheduler with beam searches among ordinary requests.
 
-As in SchedulerWorld the KV cache holds what each value was computed from, so a beam that would read anything but its own
-history is seen. Which beam goes on with what is drawn at random, within what a search may decide.
+As in SchedulerWorld the KV cache holds what each value was computed from, so a beam that would read anything but its
+own history is seen. Which beam goes on with what is drawn at random, within what a search may decide.
 """
 
 import itertools
