@@ -186,11 +186,13 @@ class BeamWorld:
         return tokens, moves
 
     def _advance(self, search: Search) -> list[BeamMove]:
-        """Any beams go on with any live ones as parents; no two get the same tokens."""
+        """Any beams go on with any live ones as parents; those of diverse groups may even get the same tokens."""
         choices = [(parent, token) for parent in search.live for token in range(3)]
         width = len(search.beams)
         count = self.random.choice([width, width, self.random.randint(1, width)])
         chosen = self.random.sample(choices, min(count, len(choices)))
+        if self.random.random() < 0.2:
+            chosen = self.random.choices(choices, k=count)
         places = self.random.sample(range(width), len(chosen))
         if self.random.random() < 0.5:
             places.sort()
