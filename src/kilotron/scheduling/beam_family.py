@@ -7,22 +7,22 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kilotron.scheduling.block_allocator import DynamicBlockAllocator
-from kilotron.scheduling.scheduled_request import ScheduledRequest
+from kilotron.scheduling.scheduled_request import BeamPlace, ScheduledRequest
 from kilotron.scheduling.step_plan import BeamMove
 
 
 def add_beams(first: ScheduledRequest, width: int) -> None:
     """Gives a new request its other beams, which have no tokens before the first fork."""
-    first.beams = [first]
+    beams = [first]
+    first.place = BeamPlace(beams, 0)
     for index in range(1, width):
         beam = ScheduledRequest(
             first.request, salt="", arrival_order=first.arrival_order, queued_step=first.queued_step
         )
         beam.token_ids = []
         beam.num_prompt_left = 0
-        beam.scores_prompt = False
-        beam.beams, beam.beam = first.beams, index
-        first.beams.append(beam)
+        beam.place = BeamPlace(beams, index)
+        beams.append(beam)
 
 
 class _Inheritance(NamedTuple):
@@ -54,15 +54,15 @@ def fork(
         for move in moves
     }
     dropped: list[int] = []
-    for beam in beams:
-        taken = inherited.get(beam.beam)
+    for index, beam in enumerate(beams):
+        taken = inherited.get(index)
         block_ids = [] if taken is None else taken.block_ids
         num_kept = _num_equal(beam.block_ids, block_ids)
         allocator.share(block_ids[num_kept:])
         dropped += beam.block_ids[num_kept:]
     allocator.free(dropped)
-    for beam in beams:
-        _settle(beam, inherited.get(beam.beam))
+    for index, beam in enumerate(beams):
+        _settle(beam, inherited.get(index))
 
 
 def find_source(beam: ScheduledRequest, cached: list[int], block_size: int) -> list[int] | None:
@@ -72,7 +72,7 @@ def find_source(beam: ScheduledRequest, cached: list[int], block_size: int) -> l
     """
     best = cached
     usable = (len(beam.token_ids) - 1) // block_size
-    for other in beam.beams:
+    for other in beam.family:
         if other is beam or other.is_parked or not other.token_ids:
             continue
         num_common = _num_common(beam, other, usable, block_size)
@@ -94,8 +94,8 @@ def start_parked(
     while beam.num_registered < len(block_ids) and block_ids[beam.num_registered] in allocator.cache:
         beam.num_registered += 1
     beam.is_private = beam.num_registered < len(block_ids)
-    beam.is_parked = False
-    beam.is_moved = True
+    place = _place_of(beam)
+    place.is_parked, place.is_moved = False, True
 
 
 def _inherit(parent: ScheduledRequest, move: BeamMove, block_size: int, *, takes_all: bool) -> _Inheritance:
@@ -115,14 +115,21 @@ def _inherit(parent: ScheduledRequest, move: BeamMove, block_size: int, *, takes
 
 
 def _settle(beam: ScheduledRequest, taken: _Inheritance | None) -> None:
+    place = _place_of(beam)
     beam.found = None
-    beam.is_moved = taken is not None
-    beam.is_parked = taken is not None and taken.is_parked
+    place.is_moved = taken is not None
+    place.is_parked = taken is not None and taken.is_parked
     if taken is None:
         beam.token_ids, beam.block_ids, beam.num_computed, beam.num_registered = [], [], 0, 0
         return
     beam.token_ids, beam.block_ids, beam.chains = taken.token_ids, taken.block_ids, taken.chains
     beam.num_computed, beam.num_registered, beam.is_private = taken.num_computed, taken.num_registered, taken.is_private
+
+
+def _place_of(beam: ScheduledRequest) -> BeamPlace:
+    if beam.place is None:
+        raise RuntimeError(f"request {beam.request.request_id} has no beams")
+    return beam.place
 
 
 def _num_equal(before: list[int], after: list[int]) -> int:

@@ -14,27 +14,38 @@ class FoundPrefix(NamedTuple):
     registration: int | None
 
 
+class BeamPlace:
+    """A beam's place among its request's."""
+
+    __slots__ = ("beams", "index", "is_moved", "is_parked")
+
+    def __init__(self, beams: "list[ScheduledRequest]", index: int) -> None:
+        self.beams = beams
+        """All of them, this one too; they run and wait together."""
+        self.index = index
+        self.is_parked = False
+        """Whether it has a slot but has to wait for another beam that computes what they have in common."""
+        self.is_moved = False
+        """Whether its tokens or blocks are others than those that its slot's tables hold."""
+
+
 class ScheduledRequest:
     """A request with its tokens, its blocks and how far it is computed."""
 
     __slots__ = (
         "arrival_order",
-        "beam",
-        "beams",
         "block_ids",
         "chains",
         "found",
-        "is_moved",
-        "is_parked",
         "is_private",
         "num_bypassed",
         "num_computed",
         "num_prompt_left",
         "num_registered",
         "num_scored",
+        "place",
         "queued_step",
         "request",
-        "scores_prompt",
         "slot",
         "token_ids",
     )
@@ -58,20 +69,12 @@ class ScheduledRequest:
         must stay private: a cached block's owners own all its ancestors."""
         self.found: FoundPrefix | None = None
         """Cached blocks found when last looked for."""
-        self.scores_prompt = request.sampling_params.wants_prompt_log_probs
         self.num_scored = 0
         """Prompt positions whose log-probabilities were returned."""
         self.num_bypassed = 0
         """Requests admitted around this one because it did not fit."""
-        self.beams: list[ScheduledRequest] = []
-        """All beams of a beam search, this one too; they run and wait together. Empty for any other request. A beam
-        without tokens has not begun, or has ended."""
-        self.beam = 0
-        """Its place in `beams`."""
-        self.is_parked = False
-        """Whether it has a slot but has to wait for another beam that computes what they have in common."""
-        self.is_moved = False
-        """Whether its tokens or blocks are others than those that its slot's tables hold."""
+        self.place: BeamPlace | None = None
+        """Of a beam, among the others of its request. A beam without tokens has not begun, or has ended."""
 
     @property
     def importance(self) -> tuple[int, int]:
@@ -80,13 +83,23 @@ class ScheduledRequest:
 
     @property
     def family(self) -> "Sequence[ScheduledRequest]":
-        """All that run and wait together: its beams, or itself."""
-        return self.beams or (self,)
+        """All that run and wait together: its request's beams, or itself."""
+        return (self,) if self.place is None else self.place.beams
 
     @property
     def first(self) -> "ScheduledRequest":
         """The first of the family that has tokens, which starts when the family does."""
         return next(item for item in self.family if item.token_ids)
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether it is a beam that must not compute yet; see `BeamPlace`."""
+        return self.place is not None and self.place.is_parked
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether it gives log-probabilities of the prompt; the first of a request's beams does it for all."""
+        return self.request.sampling_params.wants_prompt_log_probs and (self.place is None or self.place.index == 0)
 
     @property
     def num_wanted(self) -> int:
@@ -107,7 +120,7 @@ class ScheduledRequest:
         self.num_computed = 0
         self.num_registered = 0
         self.is_private = False
-        self.is_parked = False
-        self.is_moved = False
         self.slot = None
+        if self.place is not None:
+            self.place.is_parked = self.place.is_moved = False
         return block_ids

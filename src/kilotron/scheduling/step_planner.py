@@ -73,8 +73,8 @@ def plan_row(item: ScheduledRequest, length: int, granted: list[int]) -> RowPlan
     is_due = end == len(item.token_ids) and request.max_generated > 0
     score = _score_span(item, start, end) if item.scores_prompt else None
     row = RowPlan(request.request_id, slot, start, item.token_ids[start:end], granted, is_due, score)
-    if item.beams:
-        row = row._replace(samples=False, beam=item.beam, num_candidates=is_due * request.num_candidates)
+    if item.place is not None:
+        row = row._replace(samples=False, beam=item.place.index, num_candidates=is_due * request.num_candidates)
     return row
 
 

@@ -148,7 +148,8 @@ class BeamWorld:
         assert self.scheduler.check_ledger() == []
         assert self.scheduler.num_unfinished == len(self.searches)
         for item in self.scheduler.running:
-            assert item.token_ids == self.searches[item.request.request_id].beams[item.beam]
+            index = item.place.index if item.place is not None else 0
+            assert item.token_ids == self.searches[item.request.request_id].beams[index]
 
     def _check_plan(self, plan: StepPlan) -> None:
         logits = sum(row.needs_logits for row in plan.rows)
