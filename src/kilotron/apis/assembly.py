@@ -245,7 +245,7 @@ def _build(
     intake = RequestIntake(controller, limits, random_seed=options.random_seed)
     scheduler = parts.scheduler(_scheduler_limits(config), config.num_blocks)
     return Assembly(
-        engine=parts.engine(scheduler, context, controller, intake),
+        engine=parts.engine(controller, context, scheduler=scheduler, intake=intake),
         name=origin.name,
         fingerprint=origin.fingerprint,
         weights_bytes=origin.weights_bytes,

@@ -6,9 +6,11 @@ part any more: a file whose tensors are read, packed and let go in turn takes no
 
 import mmap
 import os
+import stat
 import sys
 import weakref
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 # Without this flag (which the mmap module does not name before 3.13) Linux counts a private writable map as memory
 # that it must be able to give, and refuses a file larger than that.
 MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
+MAX_MAPPED = 200  # of one checkpoint's files at a time: a map keeps its file open, and a process may open about 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +45,13 @@ class FileIdentity:
 class MappedFile:
     """Parts of one file. They stay valid after `close`; the map goes when the last of them goes."""
 
-    def __init__(self, file: Path, identity: FileIdentity) -> None:
+    def __init__(
+        self, file: Path, identity: FileIdentity, on_mapped: "Callable[[MappedFile], None] | None" = None
+    ) -> None:
+        """`on_mapped(file)` is called when it is mapped, which is at the first read."""
         self.file = file
         self.identity = identity
+        self._on_mapped = on_mapped
         self._mapping: mmap.mmap | None = None
         self._num_held: Counter[tuple[int, int]] = Counter()
         """How many reads of a part, (offset, bytes), somebody still holds."""
@@ -97,12 +104,15 @@ class MappedFile:
 
     def _checked_mapping(self) -> mmap.mmap:
         """The map of the checked file. A file cut short after this look kills the process at the next touch."""
-        if self._mapping is None:
-            self._mapping = self._map()
+        mapping = self._mapping
+        if mapping is None:
+            mapping = self._mapping = self._map()
+            if self._on_mapped is not None:
+                self._on_mapped(self)
         expected = self.identity.num_bytes
-        if (found := self._mapping.size()) != expected:
+        if (found := mapping.size()) != expected:
             raise broken(self.file, expected=f"{expected} bytes, as when it was opened", found=f"{found} bytes")
-        return self._mapping
+        return mapping
 
     def _map(self) -> mmap.mmap:
         try:
@@ -113,3 +123,40 @@ class MappedFile:
                 return mmap.mmap(stream.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
         except OSError as error:
             raise unreadable(self.file, error) from error
+
+
+class MappedFiles:
+    """All files of a checkpoint that was written by many ranks."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, MappedFile] = {}
+        self._mapped: deque[MappedFile] = deque()
+
+    def open(self, file: Path, *, tensor: str | None = None) -> MappedFile:
+        """The file, with its identity as it was when it was first asked for. `tensor` is for messages.
+
+        Raises:
+            BrokenCheckpointError: it is missing, or no file.
+        """
+        if file not in self._files:
+            try:
+                if not stat.S_ISREG(file.stat().st_mode):
+                    raise broken(file, tensor=tensor, expected="a file", found="a folder or device")
+                self._files[file] = MappedFile(file, FileIdentity.of(file), self._note_mapped)
+            except OSError as error:
+                raise unreadable(file, error, tensor=tensor) from error
+        return self._files[file]
+
+    def drop_pages(self) -> None:
+        """As `MappedFile.drop_pages`, for all of them."""
+        for file in self._mapped:
+            file.drop_pages()
+
+    def close(self) -> None:
+        while self._mapped:
+            self._mapped.popleft().close()
+
+    def _note_mapped(self, file: MappedFile) -> None:
+        self._mapped.append(file)
+        if len(self._mapped) > MAX_MAPPED:
+            self._mapped.popleft().close()

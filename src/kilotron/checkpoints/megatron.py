@@ -5,17 +5,18 @@ Tensors have one name each, see `megatron_names.py`, and are whole however they 
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from kilotron.checkpoints.checkpoint import Checkpoint
 from kilotron.checkpoints.damage import broken, shown
 from kilotron.checkpoints.inert_values import Inert
-from kilotron.checkpoints.mapped_file import FileIdentity, MappedFile
+from kilotron.checkpoints.mapped_file import MappedFiles
 from kilotron.checkpoints.megatron_args import plain_args
 from kilotron.checkpoints.megatron_dist import DistributedCheckpoint
 from kilotron.checkpoints.megatron_folder import Format, MegatronFolder, find_megatron_folder, is_megatron_folder
 from kilotron.checkpoints.megatron_legacy import LegacyCheckpoint
 from kilotron.checkpoints.megatron_names import canonical_tensors, is_weight
+from kilotron.checkpoints.megatron_run_config import RUN_CONFIG_FILE, read_run_config
 from kilotron.checkpoints.sharded_tensor import ShardedTensor
 from kilotron.checkpoints.source_folder import find_checkpoint_folder
 from kilotron.checkpoints.torch_archive import read_torch_archive
@@ -29,13 +30,7 @@ __all__ = ["MegatronCheckpoint", "is_megatron_folder"]
 COMMON_FILE = "common.pt"
 COMMON_OBJECT = "common_state/shard_0_1"
 ARGS_OBJECT = "args"  # of torch_dcp
-
-
-class _Files(Protocol):
-    """What a format's reader gives beside tensors."""
-
-    def drop_pages(self) -> None: ...
-    def close(self) -> None: ...
+NEMO_FOLDER = "context"
 
 
 class MegatronCheckpoint(Checkpoint):
@@ -47,7 +42,7 @@ class MegatronCheckpoint(Checkpoint):
     """
 
     def __init__(
-        self, found: MegatronFolder, args: Mapping[str, Any], tensors: Mapping[str, ShardedTensor], files: _Files
+        self, found: MegatronFolder, args: Mapping[str, Any], tensors: Mapping[str, ShardedTensor], files: MappedFiles
     ) -> None:
         architecture = "MegatronT5" if any(".cross_attention." in name for name in tensors) else "MegatronGPT"
         infos = {name: tensor.info for name, tensor in tensors.items()}
@@ -91,17 +86,17 @@ class MegatronCheckpoint(Checkpoint):
         self._tensors = {}
 
 
-_Content = tuple[Mapping[str, Any], Mapping[str, ShardedTensor], _Files]
+_Content = tuple[Mapping[str, Any], Mapping[str, ShardedTensor], MappedFiles]
 
 
 def _read_legacy(folder: Path) -> _Content:
     checkpoint = LegacyCheckpoint(folder)
-    return checkpoint.args, checkpoint.tensors, checkpoint
+    return checkpoint.args, checkpoint.tensors, checkpoint.files
 
 
 def _read_distributed(found: MegatronFolder) -> _Content:
     checkpoint = DistributedCheckpoint(found.folder, _is_wanted)
-    return _read_args(checkpoint), canonical_tensors(checkpoint.tensors), checkpoint
+    return _read_args(checkpoint), canonical_tensors(checkpoint.tensors), checkpoint.files
 
 
 def _is_wanted(name: str) -> bool:
@@ -110,17 +105,30 @@ def _is_wanted(name: str) -> bool:
 
 def _read_args(checkpoint: DistributedCheckpoint) -> dict[str, Any]:
     """The saved arguments, wherever this version of Megatron put them."""
+    file, common = _read_common(checkpoint)
+    args = common.get("args") if isinstance(common, dict) else None
+    if isinstance(args, Inert):
+        return plain_args(args, file=file)
+    for folder in (checkpoint.folder, checkpoint.folder.parent):
+        if (folder / RUN_CONFIG_FILE).is_file():
+            return read_run_config(folder / RUN_CONFIG_FILE)
+    found = f"none, and no {RUN_CONFIG_FILE}, so that the model is not known"
+    if (checkpoint.folder.parent / NEMO_FOLDER).is_dir():
+        found += (
+            f"; NeMo keeps only what differs from its classes' defaults in {NEMO_FOLDER}/: write all of the model's "
+            f"fields as `model:` into {checkpoint.folder / RUN_CONFIG_FILE}, as Megatron-Bridge does"
+        )
+    raise broken(file, expected="the saved arguments, `args`", found=found)
+
+
+def _read_common(checkpoint: DistributedCheckpoint) -> tuple[Path, Any]:
+    """What is stored beside tensors, and the file it is in."""
     file = checkpoint.folder / COMMON_FILE
     if file.exists():
-        common = read_torch_archive(MappedFile(file, FileIdentity.of(file)))
-    elif blob := checkpoint.objects.get(COMMON_OBJECT):
-        file, common = blob.file.file, blob.load()
-        common = common[0] if isinstance(common, list) and common else common
-    elif blob := checkpoint.objects.get(ARGS_OBJECT):
-        file, common = blob.file.file, {"args": blob.load()}
-    else:
-        file, common = checkpoint.folder, {}
-    args = common.get("args") if isinstance(common, dict) else None
-    if not isinstance(args, Inert):
-        raise broken(file, expected="the saved arguments, `args`", found="none, so that the model is not known")
-    return plain_args(args, file=file)
+        return file, read_torch_archive(checkpoint.files.open(file))
+    if blob := checkpoint.objects.get(COMMON_OBJECT):
+        value = blob.load()
+        return blob.file.file, value[0] if isinstance(value, list) and value else value
+    if blob := checkpoint.objects.get(ARGS_OBJECT):
+        return blob.file.file, {"args": blob.load()}
+    return checkpoint.folder, {}

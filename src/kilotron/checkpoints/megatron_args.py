@@ -21,7 +21,13 @@ def plain_args(args: Inert, *, file: Path) -> dict[str, Any]:
     """
     if not isinstance(args.state, dict):
         raise broken(file, expected="a Namespace of saved arguments", found=f"{args!r} without members")
-    return {str(name): value for name, value in _PlainValues(file).convert(args.state, 0).items()}
+    return plain_values(args.state, file=file)
+
+
+def plain_values(values: dict[Any, Any], *, file: Path) -> dict[str, Any]:
+    """The same values, as JSON could hold them. Raises as `plain_args`."""
+    plain: dict[str, Any] = _PlainValues(file).convert(values, 0)
+    return plain
 
 
 class _PlainValues:

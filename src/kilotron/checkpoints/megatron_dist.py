@@ -4,8 +4,6 @@ This is what Megatron calls `torch_dist` and `torch_dcp`. Gives whole tensors by
 that are stored beside them. Does not know what the names mean.
 """
 
-import os
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kilotron.checkpoints.damage import broken, shown, unreadable
 from kilotron.checkpoints.inert_values import Inert, RefusedPickleError, StoredTensor, TorchDtype, as_counts
-from kilotron.checkpoints.mapped_file import FileIdentity, MappedFile
+from kilotron.checkpoints.mapped_file import MappedFile, MappedFiles
 from kilotron.checkpoints.restricted_unpickler import MAX_PICKLE_BYTES, read_pickle
 from kilotron.checkpoints.safetensors_file import TORCH_NAME_OF_DTYPE
 from kilotron.checkpoints.safetensors_header import BITS_OF_DTYPE
@@ -75,8 +73,7 @@ class DistributedCheckpoint:
             BrokenCheckpointError: a file is missing or cut short, or pieces do not make their tensor.
         """
         self.folder = folder
-        self.files: dict[str, MappedFile] = {}
-        """By their names in the folder."""
+        self.files = MappedFiles()
         self.tensors: dict[str, ShardedTensor] = {}
         self.objects: dict[str, StoredBlob] = {}
         self._metadata_file = folder / METADATA_FILE
@@ -88,14 +85,6 @@ class DistributedCheckpoint:
                 self.tensors[name] = self._tensor(name, entry, blobs.get(name, {}))
             elif () in blobs.get(name, {}):
                 self.objects[name] = blobs[name][()]
-
-    def close(self) -> None:
-        for file in self.files.values():
-            file.close()
-
-    def drop_pages(self) -> None:
-        for file in self.files.values():
-            file.drop_pages()
 
     def _read_metadata(self) -> Inert:
         file = self._metadata_file
@@ -151,15 +140,7 @@ class DistributedCheckpoint:
     def _file(self, tensor: str, name: Any) -> MappedFile:
         if not isinstance(name, str) or not name.isprintable() or PurePosixPath(name).name != name or "\\" in name:
             raise broken(self._metadata_file, tensor=tensor, expected="the name of a file beside it", found=shown(name))
-        if name not in self.files:
-            path = self.folder / name
-            try:
-                if not stat.S_ISREG(os.stat(path).st_mode):
-                    raise broken(path, tensor=tensor, expected="a file", found="a folder or device")
-                self.files[name] = MappedFile(path, FileIdentity.of(path))
-            except OSError as error:
-                raise unreadable(path, error) from error
-        return self.files[name]
+        return self.files.open(self.folder / name, tensor=tensor)
 
     def _counts(self, name: str, value: Any) -> Shape:
         try:

@@ -5,7 +5,6 @@ Gives whole tensors under canonical names. Optimizer states in the same files ar
 
 import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple, Self
 
 from kilotron.checkpoints.damage import broken, shown, unreadable
 from kilotron.checkpoints.inert_values import Inert, StoredTensor
-from kilotron.checkpoints.mapped_file import FileIdentity, MappedFile
+from kilotron.checkpoints.mapped_file import MappedFiles
 from kilotron.checkpoints.megatron_args import plain_args
 from kilotron.checkpoints.megatron_names import canonical_name, is_weight
 from kilotron.checkpoints.sharded_tensor import ShardedTensor
@@ -94,7 +93,7 @@ class LegacyCheckpoint:
     def __init__(self, folder: Path) -> None:
         """Raises BrokenCheckpointError: a rank is missing, or ranks do not fit together."""
         self.folder = folder
-        self.files: dict[str, MappedFile] = {}
+        self.files = MappedFiles()
         contents = {name: self._read(name) for name in _rank_folders(folder)}
         self.common = next(iter(contents.values()))
         args = self.common.get("args")
@@ -107,26 +106,12 @@ class LegacyCheckpoint:
         self._check_ranks(ranks)
         self.tensors = self._merge({rank: contents[name] for rank, name in sorted(ranks.items())})
 
-    def close(self) -> None:
-        for file in self.files.values():
-            file.close()
-
-    def drop_pages(self) -> None:
-        for file in self.files.values():
-            file.drop_pages()
-
     def _path(self, name: str) -> Path:
         return self.folder / name / WEIGHTS_FILE
 
     def _read(self, name: str) -> dict[Any, Any]:
         file = self._path(name)
-        try:
-            if not stat.S_ISREG(os.stat(file).st_mode):
-                raise broken(file, expected="a file", found="a folder or device")
-            self.files[name] = MappedFile(file, FileIdentity.of(file))
-        except OSError as error:
-            raise unreadable(file, error) from error
-        content = read_torch_archive(self.files[name])
+        content = read_torch_archive(self.files.open(file))
         if not isinstance(content, dict):
             raise broken(file, expected="a dict with the model's weights", found=f"a {type(content).__name__}")
         return content

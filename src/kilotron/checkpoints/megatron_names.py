@@ -18,7 +18,7 @@ IGNORED = re.compile(
 )
 STACKED_LAYERS = re.compile(r"^(.*\blayers)\.(?!\d)(.*)$")
 STACKED_EXPERTS = re.compile(r"^(.*\.mlp\.experts)\.experts\.(?!\d)(.*)$")
-EXPERT_OF_GROUP = re.compile(r"^(.*\.mlp\.experts)\.(linear_fc[12])\.(weight|bias)(\d+)$")
+GATE, UP = "_w", "_v"
 
 _RENAMED = (
     # Transformer Engine keeps a norm inside the linear layer behind it, and Megatron's distributed format all do.
@@ -65,10 +65,22 @@ def canonical_tensors(stored: Mapping[str, ShardedTensor]) -> dict[str, ShardedT
                     part.info.file, tensor=stored_name, expected=expected, found=f"also {tensors[canonical].name}"
                 )
             tensors[canonical] = part
+    for name in [name for name in tensors if name.endswith(GATE)]:
+        _join_halves(tensors, name)
     for duplicate, name in _DUPLICATES.items():
         if name in tensors:
             tensors.pop(duplicate, None)
     return tensors
+
+
+def _join_halves(tensors: dict[str, ShardedTensor], gate_name: str) -> None:
+    """Gate and up of an MLP under their usual name, where they were stored as two tensors."""
+    name = gate_name.removesuffix(GATE)
+    gate, up = tensors[gate_name], tensors.get(name + UP)
+    if up is not None and (gate.shape, gate.dtype) == (up.shape, up.dtype) and gate.shape:
+        pieces = [*gate.pieces, *(piece.moved(0, gate.shape[0]) for piece in up.pieces)]
+        tensors[name] = ShardedTensor(gate.name, gate.dtype, (2 * gate.shape[0], *gate.shape[1:]), pieces)
+        del tensors[gate_name], tensors[name + UP]
 
 
 def _split(name: str, tensor: ShardedTensor) -> list[tuple[str, ShardedTensor]]:

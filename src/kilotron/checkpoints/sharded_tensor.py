@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 MAX_CELLS = 50_000_000  # of the grid that all edges of a tensor's pieces make
+MIN_VIEWED_ELEMENTS = 65_536  # smaller ones are copied, so that they do not keep a file open
 MAX_SPLIT = 100_000  # layers or experts in one stack
 
 
@@ -154,7 +155,7 @@ class ShardedTensor:
         starts, stops = tuple(start for start, _ in bounds), tuple(stop for _, stop in bounds)
         sizes = tuple(stop - start for start, stop in bounds)
         touched = [piece for piece in self.pieces if _overlaps(piece, starts, stops)]
-        if len(touched) == 1:
+        if len(touched) == 1 and prod(sizes) >= MIN_VIEWED_ELEMENTS:
             return touched[0].read(starts, stops)
         result = torch.empty(sizes, dtype=getattr(torch, TORCH_NAME_OF_DTYPE[self.dtype]))
         for piece in touched:

@@ -82,6 +82,8 @@ class LatentAttention:
     v_head_dim: int
     has_norms: bool = True
     """Whether the latent vectors are normed."""
+    norm_epsilon: float | None = None
+    """None: these norms use `layernorm_epsilon` like all others."""
     rotary_interleaved: bool = True
     """Whether the stored rotated channels are pairs of neighbours, as Megatron and DeepSeek have them."""
 

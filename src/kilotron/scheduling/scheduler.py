@@ -320,7 +320,7 @@ class Scheduler:
         if not is_whole or length == 0:
             item.rewind()
             return None
-        count = blocks_missing(item, length, limits.block_size)
+        count = self._blocks_to_start(item, length)
         num_cross = 0 if item.cross is None else len(item.cross.parts) - item.cross.num_cached
         if not self._has_room(count + num_cross + len(item.family) - 1, found):
             item.rewind()
@@ -348,6 +348,10 @@ class Scheduler:
         budget.spend(row)
         return row
 
+    def _blocks_to_start(self, item: ScheduledRequest, length: int) -> int:
+        """Blocks that a newcomer gets to compute its first `length` tokens."""
+        return blocks_missing(item, length, self.limits.block_size)
+
     def _has_room(self, count: int, cached: list[int]) -> bool:
         """Whether a newcomer can have `count` blocks beside cached ones. One per running request is left over, so
         that it is not stopped again at the next step."""
@@ -358,7 +362,8 @@ class Scheduler:
         source = find_source(item, self._find_cached(item), self.limits.block_size)
         if source is not None:
             start_parked(item, source, self.allocator, self.limits.block_size)
-            self._expect(item)
+            if not item.is_private:
+                self._expect(item)
 
     def _fork_or_stop(
         self,
