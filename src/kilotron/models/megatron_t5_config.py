@@ -17,7 +17,8 @@ def read_megatron_t5(fields: ConfigFields) -> TransformerConfig:
     if positions not in POSITIONS:
         raise args.wrong("position_embedding_type", f"one of {', '.join(POSITIONS)}")
     num_layers = args.count("num_layers")
-    as_gpt = fields.values | {
+    as_gpt = {
+        **fields.values,
         "position_embedding_type": "none",
         "num_layers": args.count("decoder_num_layers", num_layers),
     }
