@@ -43,7 +43,7 @@ class ConversionSource:
 
     @property
     def format(self) -> str:
-        """"huggingface" or "megatron"."""
+        """ "huggingface" or "megatron"."""
         return format_of(self.checkpoint)
 
     def fingerprint(self) -> str:
@@ -64,36 +64,37 @@ def read_source(checkpoint: AnyCheckpoint, tokenizer: Path | None = None) -> Con
     Raises:
         CheckpointError: it is quantized, or not one of a known architecture.
     """
-    folders = [tokenizer] if tokenizer is not None else tokenizer_folders(checkpoint)
-    files = next((files for folder in folders if (files := list(_tokenizer_files(folder)))), [])
-    if tokenizer is not None and not files:
-        raise CheckpointError(f"{tokenizer} has no tokenizer files; give the folder that holds tokenizer.json")
+    files = tokenizer_files_of(checkpoint, tokenizer)
     if isinstance(checkpoint, HuggingFaceCheckpoint):
         return _huggingface_source(checkpoint, files)
     return _megatron_source(checkpoint, files)
 
 
 def format_of(checkpoint: AnyCheckpoint) -> str:
-    """"huggingface" or "megatron"."""
+    """ "huggingface" or "megatron"."""
     return "huggingface" if isinstance(checkpoint, HuggingFaceCheckpoint) else "megatron"
 
 
-def tokenizer_folders(checkpoint: AnyCheckpoint) -> list[Path]:
-    """Where a checkpoint's tokenizer may lie, the likeliest place first."""
-    folder = checkpoint.folder
-    return [folder / "tokenizer", folder, folder.parent / "tokenizer", folder.parent]
+def tokenizer_files_of(checkpoint: AnyCheckpoint, tokenizer: Path | None) -> list[Path]:
+    """The files of a checkpoint's tokenizer, in the folder that is given, else where they may lie beside it.
 
-
-def has_tokenizer(checkpoint: AnyCheckpoint) -> bool:
-    """Whether there is any tokenizer file beside it."""
-    return any(True for folder in tokenizer_folders(checkpoint) for _ in _tokenizer_files(folder))
+    Raises:
+        CheckpointError: the folder that is given has none.
+    """
+    beside = checkpoint.folder
+    likely = (beside / "tokenizer", beside, beside.parent / "tokenizer", beside.parent)
+    folders = likely if tokenizer is None else (tokenizer,)
+    files = next((files for folder in folders if (files := list(_tokenizer_files(folder)))), [])
+    if tokenizer is not None and not files:
+        raise CheckpointError(f"{tokenizer} has no tokenizer files; give the folder that holds tokenizer.json")
+    return files
 
 
 def _huggingface_source(checkpoint: HuggingFaceCheckpoint, tokenizer_files: list[Path]) -> ConversionSource:
     if find_format(checkpoint.config) is not None:
         raise CheckpointError(
-            f"{checkpoint.folder}: its weights are quantized, and Megatron has no such form: convert the plain checkpoint "
-            "it was made from; kilotron quantizes that when it loads it (--quantization)"
+            f"{checkpoint.folder}: its weights are quantized, and Megatron has no such form: convert the plain "
+            "checkpoint it was made from; kilotron quantizes that when it loads it (--quantization)"
         )
     architecture = find_architecture(checkpoint.config)
     generation_file = checkpoint.folder / GENERATION_CONFIG_FILE

@@ -201,7 +201,7 @@ def _kept_text(source: ConversionSource, config: TransformerConfig, architecture
     values = json.loads(source.kept_config)
     if architecture not in (None, values["architectures"][0]):
         return None
-    written = {"vocab_size": config.vocab_size}
+    written: dict[str, Any] = {"vocab_size": config.vocab_size}
     dtype = str(config.params_dtype).removeprefix("torch.")
     written |= {key: dtype for key in ("dtype", "torch_dtype") if key in values}
     if all(values.get(name, value) == value for name, value in written.items()):

@@ -299,8 +299,8 @@ class _Job:
                 value = reader.read(parameter)
                 if _digest(value) != self.digests[parameter.label]:
                     raise BrokenCheckpointError(
-                        f"{folder}: {parameter.label} came back from the disk otherwise than it was written; the disk or "
-                        "memory is faulty, or another program wrote there: remove that folder and try again"
+                        f"{folder}: {parameter.label} came back from the disk otherwise than it was written: the disk "
+                        "or memory is faulty, or another program wrote there; remove that folder and try again"
                     )
                 progress.add(value.nbytes)
 

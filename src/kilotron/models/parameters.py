@@ -4,7 +4,7 @@ In between is our form: Megatron's names, all queries before all keys before all
 and names, no file formats.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -45,7 +45,7 @@ class Parameter:
         """Its name, unique among all parameters."""
         return self.name if self.expert is None else f"{self.name}[{self.expert}]"
 
-    def stored_names(self, names: WeightNames, stored: Mapping[str, object]) -> tuple[tuple[str, ...], Arrangement]:
+    def stored_names(self, names: WeightNames, stored: Collection[str]) -> tuple[tuple[str, ...], Arrangement]:
         """What the tensors are called that it is made of, and how they lie.
 
         Raises:
@@ -113,7 +113,7 @@ class ParameterReader:
     def _problems(self, parameter: Parameter) -> Iterator[str]:
         stored, arrangement = parameter.stored_names(self._names, self._checkpoint.tensors)
         infos: list[TensorInfo] = []
-        for name, shape in zip(stored, _part_shapes(parameter, len(stored)), strict=True):
+        for name, shape in zip(stored, part_shapes(parameter, len(stored)), strict=True):
             wanted = shape[::-1] if arrangement == "transposed" else shape
             info = self._checkpoint.tensors.get(name)
             if info is None:
@@ -142,9 +142,9 @@ class ParameterLayout:
         Raises:
             CheckpointError: the style has no place for it.
         """
-        stored, arrangement = parameter.stored_names(self._names, {})
+        stored, arrangement = parameter.stored_names(self._names, ())
         config, outputs, start = self._config, [], 0
-        for name, shape in zip(stored, _part_shapes(parameter, len(stored)), strict=True):
+        for name, shape in zip(stored, part_shapes(parameter, len(stored)), strict=True):
             rows = slice(start, start + shape[0])
             start = rows.stop
             outputs.append(
@@ -192,7 +192,8 @@ def _stored_rows(
     return arrange_back(reading.read()[rows], arrangement, num_query_groups, kv_channels)
 
 
-def _part_shapes(parameter: Parameter, num_parts: int) -> list[tuple[int, ...]]:
+def part_shapes(parameter: Parameter, num_parts: int) -> list[tuple[int, ...]]:
+    """The shapes of the tensors that a parameter is made of, one above the other."""
     rest = parameter.shape[1:]
     sizes = parameter.shape[:1] if num_parts == 1 else parameter.row_sizes
     return [(size, *rest) for size in sizes]
