@@ -187,7 +187,8 @@ def make_scripted_engine(
         vocab_size=wrapper.vocab_size, max_sequence_length=max_sequence_length, eos_ids=frozenset(eos_ids)
     )
     intake = RequestIntake(controller, request_limits, random_seed=0)
-    return DynamicInferenceEngine(Scheduler(SchedulerLimits(**all_limits), num_blocks), context, controller, intake)
+    scheduler = Scheduler(SchedulerLimits(**all_limits), num_blocks)
+    return DynamicInferenceEngine(controller, context, scheduler=scheduler, intake=intake)
 
 
 def assert_nothing_is_left(engine: DynamicInferenceEngine) -> None:

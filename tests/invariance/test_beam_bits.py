@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
-from fakes import EOS_ID, assert_nothing_is_left, kv_gigabytes, make_llm
 
+from fakes import EOS_ID, assert_nothing_is_left, kv_gigabytes, make_llm
 from kilotron.apis.llm import MegatronLLM
 from kilotron.inference_request import InferenceRequest
 from kilotron.sampling_params import SamplingParams

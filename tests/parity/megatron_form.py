@@ -28,6 +28,17 @@ BASE_ARGS: dict[str, Any] = {
     "moe_router_topk": 2,
     "moe_layer_freq": 1,
 }
+ATTENTION_NAMES = {
+    "o_proj": "linear_proj",
+    "q_norm": "q_layernorm",
+    "k_norm": "k_layernorm",
+    "q_a_proj": "linear_q_down_proj",
+    "q_a_layernorm": "q_layernorm",
+    "q_b_proj": "linear_q_up_proj",
+    "kv_a_proj_with_mqa": "linear_kv_down_proj",
+    "kv_a_layernorm": "kv_layernorm",
+    "kv_b_proj": "linear_kv_up_proj",
+}
 
 
 @dataclass(frozen=True)
@@ -102,18 +113,19 @@ def convert_shell(state: State, tied: bool) -> dict[str, Tensor]:
 
 
 def convert_attention(state: State, theirs: str, ours: str, num_groups: int, head_size: int) -> dict[str, Tensor]:
-    """The attention of the Llama family, biases and head norms included."""
+    """The attention of the Llama family, biases and head norms included, or DeepSeek's latent one."""
     tensors = {}
     for kind in ("weight", "bias"):
-        if f"{theirs}.q_proj.{kind}" in state:
+        if f"{theirs}.k_proj.{kind}" in state:
             parts = [state[f"{theirs}.{name}_proj.{kind}"] for name in "qkv"]
             tensors[f"{ours}.linear_qkv.{kind}"] = group_qkv(*parts, num_groups=num_groups, head_size=head_size)
-    tensors |= renamed(state, f"{theirs}.o_proj", f"{ours}.linear_proj")
-    return (
-        tensors
-        | renamed(state, f"{theirs}.q_norm", f"{ours}.q_layernorm")
-        | renamed(state, f"{theirs}.k_norm", f"{ours}.k_layernorm")
-    )
+    for their_name, our_name in ATTENTION_NAMES.items():
+        tensors |= renamed(state, f"{theirs}.{their_name}", f"{ours}.{our_name}")
+    if f"{theirs}.k_proj.weight" not in state:
+        tensors |= renamed(state, f"{theirs}.q_proj", f"{ours}.linear_q_proj")
+    if f"{theirs}.sinks" in state:
+        tensors[f"{ours}.core_attention.softmax_offset"] = state[f"{theirs}.sinks"]
+    return tensors
 
 
 def convert_gated_mlp(state: State, theirs: str, ours: str) -> dict[str, Tensor]:
@@ -128,9 +140,11 @@ def renamed(state: State, theirs: str, ours: str) -> dict[str, Tensor]:
     return {f"{ours}.{kind}": state[f"{theirs}.{kind}"] for kind in kinds if f"{theirs}.{kind}" in state}
 
 
-def convert_layers(model: Any, convert_mlp: Callable[[State, str, str, int], dict[str, Tensor]]) -> dict[str, Tensor]:
+def convert_layers(
+    model: Any, convert_mlp: Callable[[State, str, str, int], dict[str, Tensor]], state: State | None = None
+) -> dict[str, Tensor]:
     """A model of the Llama family; `convert_mlp(state, theirs, ours, layer)` does the part after attention."""
-    config, state = model.config, model.state_dict()
+    config, state = model.config, state or model.state_dict()
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     tensors = convert_shell(state, config.tie_word_embeddings)
     for layer in range(config.num_hidden_layers):

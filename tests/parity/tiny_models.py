@@ -65,6 +65,24 @@ LONGROPE: dict[str, Any] = {
     "short_factor": [1.0, 1.1, 1.3, 1.6],
     "long_factor": [1.0, 1.7, 3.1, 6.3],
 }
+DEEPSEEK_V3: dict[str, Any] = DECODER | {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 20,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 6,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 4,
+    "n_group": 4,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 24,
+    "n_shared_experts": 2,
+}
+NEMOTRON: dict[str, Any] = {name: value for name, value in DECODER.items() if name != "rms_norm_eps"} | {
+    "norm_eps": 1e-3
+}
 
 
 @dataclass(frozen=True)
@@ -202,6 +220,26 @@ CASES: dict[str, ModelCase] = {
     "mixtral": ModelCase("MixtralForCausalLM", "MixtralConfig", DECODER | {"num_local_experts": 4}),
     "mixtral-window": ModelCase(
         "MixtralForCausalLM", "MixtralConfig", DECODER | {"num_local_experts": 4, "sliding_window": 5}
+    ),
+    "nemotron": ModelCase("NemotronForCausalLM", "NemotronConfig", NEMOTRON),
+    "deepseek-v3": ModelCase("DeepseekV3ForCausalLM", "DeepseekV3Config", DEEPSEEK_V3),
+    "deepseek-v3-yarn": ModelCase(
+        "DeepseekV3ForCausalLM",
+        "DeepseekV3Config",
+        DEEPSEEK_V3
+        | {
+            "q_lora_rank": None,
+            "v_head_dim": 16,
+            "rope_interleave": False,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 32,
+                "mscale": 0.7,
+                "mscale_all_dim": 0.9,
+            },
+        },
     ),
     "qwen3-moe": _qwen3_moe(norm_topk_prob=True),
     "qwen3-moe-unnormed": _qwen3_moe(norm_topk_prob=False),

@@ -17,11 +17,13 @@ from kilotron.checkpoints.huggingface import HuggingFaceCheckpoint
 from kilotron.checkpoints.read_ahead import start_reading_ahead
 from kilotron.config import InferenceConfig, MachineFacts, ModelFacts, ResolvedConfig, resolve
 from kilotron.engines.dynamic_engine import DynamicInferenceEngine
+from kilotron.engines.encoder_intake import EncoderLimits
 from kilotron.engines.request_intake import RequestIntake, RequestLimits
 from kilotron.errors import ConfigError, SamplingParamsError
 from kilotron.kernels.interface import KernelBackend, KVShape
 from kilotron.kernels.registry import choose_backend, choose_device
 from kilotron.models.config_fields import ConfigFields
+from kilotron.models.encoder_decoder_model import EncoderDecoderModel
 from kilotron.models.gpt_model import GPTModel
 from kilotron.models.quantization.formats import find_format
 from kilotron.models.quantization.rounding import Rounding
@@ -124,14 +126,15 @@ def assemble(
     with checkpoint:
         start_reading_ahead(checkpoint.folder)
         kernels, machine = _choose_machine(config)
-        model_config = read_transformer_config(checkpoint.config)
+        model_config = read_transformer_config(checkpoint.config, checkpoint.tensors)
         stored_format = find_format(checkpoint.config)
         description = None if stored_format is None else stored_format.description
         facts = _model_facts(model_config)._replace(quantization=description)
         resolved = resolve(config, facts, machine)
         with phases.measure("tokenizer"):
             ready = _choose_tokenizer(tokenizer, checkpoint.folder)
-        built = GPTModel(model_config, parts.kernels(kernels), resolved.max_sequence_length)
+        model_class = GPTModel if model_config.encoder_decoder is None else EncoderDecoderModel
+        built = model_class(model_config, parts.kernels(kernels), resolved.max_sequence_length)
         _load(built, checkpoint, resolved, phases, on_progress)
         beside = checkpoint.folder if ready is not None and tokenizer is None else tokenizer
         origin = _Origin(str(source), fingerprint(checkpoint), checkpoint.total_bytes, beside)
@@ -211,6 +214,7 @@ def _build(
     origin: "_Origin",
 ) -> Assembly:
     options = config.options
+    encoder = _encoder_limits(model.config, config)
     shape = KVShape(
         num_layers=model.config.num_layers,
         num_blocks=config.num_blocks,
@@ -221,7 +225,11 @@ def _build(
     )
     with phases.measure("KV cache set aside", config.kv_cache_bytes):
         context = parts.context(
-            shape, model.kernels, max_requests=options.max_requests, max_sequence_length=config.max_sequence_length
+            shape,
+            model.kernels,
+            max_requests=options.max_requests,
+            max_sequence_length=config.max_sequence_length,
+            max_encoder_length=0 if encoder is None else encoder.max_encoder_length,
         )
     table = SamplingTable(
         max_requests=options.max_requests, vocab_size=model.config.vocab_size, device=model.kernels.device
@@ -232,11 +240,12 @@ def _build(
         vocab_size=model.config.vocab_size,
         max_sequence_length=config.max_sequence_length,
         eos_ids=_eos_ids(generation_config, model.config, tokenizer),
+        encoder=encoder,
     )
     intake = RequestIntake(controller, limits, random_seed=options.random_seed)
     scheduler = parts.scheduler(_scheduler_limits(config), config.num_blocks)
     return Assembly(
-        engine=parts.engine(scheduler, context, controller, intake),
+        engine=parts.engine(controller, context, scheduler=scheduler, intake=intake),
         name=origin.name,
         fingerprint=origin.fingerprint,
         weights_bytes=origin.weights_bytes,
@@ -262,6 +271,17 @@ def _scheduler_limits(config: ResolvedConfig) -> SchedulerLimits:
         aging_steps=options.aging_steps,
         enable_prefix_caching=options.enable_prefix_caching,
         enable_chunked_prefill=options.enable_chunked_prefill,
+    )
+
+
+def _encoder_limits(model: TransformerConfig, config: ResolvedConfig) -> EncoderLimits | None:
+    """An encoder's input is computed in one step, together with a token of the decoder."""
+    own = model.encoder_decoder
+    if own is None:
+        return None
+    return EncoderLimits(
+        max_encoder_length=min(config.max_sequence_length, config.max_tokens - 1),
+        decoder_start_token_id=own.decoder_start_token_id,
     )
 
 

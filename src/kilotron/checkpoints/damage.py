@@ -13,10 +13,10 @@ def broken(file: Path, *, expected: str, found: str, tensor: str | None = None) 
     return BrokenCheckpointError(f"{place}: expected {expected}, found {found}")
 
 
-def unreadable(file: Path, error: OSError) -> BrokenCheckpointError:
+def unreadable(file: Path, error: OSError, *, tensor: str | None = None) -> BrokenCheckpointError:
     """The error for a file that the operating system does not hand over."""
     found = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
-    return broken(file, expected="a readable file", found=found)
+    return broken(file, tensor=tensor, expected="a readable file", found=found)
 
 
 def shown(value: object) -> str:

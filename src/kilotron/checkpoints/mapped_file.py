@@ -144,7 +144,7 @@ class MappedFiles:
                     raise broken(file, tensor=tensor, expected="a file", found="a folder or device")
                 self._files[file] = MappedFile(file, FileIdentity.of(file), self._note_mapped)
             except OSError as error:
-                raise unreadable(file, error) from error
+                raise unreadable(file, error, tensor=tensor) from error
         return self._files[file]
 
     def drop_pages(self) -> None:

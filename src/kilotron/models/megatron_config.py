@@ -38,6 +38,16 @@ REFUSED = {
     "moe_router_force_load_balancing": "routers that are not the trained ones",
     "moe_router_force_biased": "routers that are not the trained ones",
 }
+FLAGGED_ACTIVATIONS = {"swiglu": ("silu", True), "squared_relu": ("relu2", False), "quick_geglu": ("quick_gelu", True)}
+# Megatron-Bridge saves the function's name.
+NAMED_ACTIVATIONS = {
+    "gelu": "gelu",
+    "fast_gelu": "gelu_tanh",
+    "silu": "silu",
+    "relu": "relu",
+    "squared_relu": "relu2",
+    "quick_gelu": "quick_gelu",
+}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -51,14 +61,12 @@ def read_megatron_gpt(fields: ConfigFields) -> TransformerConfig:
         hidden_size=args.count("hidden_size"),
         num_attention_heads=num_heads,
         vocab_size=_padded_vocab_size(args),
-        max_position_embeddings=args.count("max_position_embeddings" if _has_positions(args) else "seq_length"),
         add_qkv_bias=add_bias or args.flag("add_qkv_bias", False),
         add_proj_bias=add_bias,
         add_mlp_bias=add_bias,
         untie_embeddings_and_output_weights=args.flag("untie_embeddings_and_output_weights", False),
         params_dtype=_params_dtype(args),
         layer_windows=_layer_windows(args),
-        softmax_scale=args.optional_number("softmax_scale"),
         softmax_type=args.text("softmax_type", "vanilla"),
         **_feed_forward(args, has_bias=add_bias),
         **_norms(args),
@@ -93,20 +101,18 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _has_positions(args: ConfigFields) -> bool:
-    return "max_position_embeddings" in args
-
-
 def _padded_vocab_size(args: ConfigFields) -> int:
     """Rows of the embedding table; where they were not saved, rounded up as Megatron does."""
     if "padded_vocab_size" in args:
         return args.count("padded_vocab_size")
+    if not args.flag("should_pad_vocab", True):  # Megatron-Bridge's
+        return args.count("vocab_size")
     multiple = args.count("make_vocab_size_divisible_by", 128) * args.count("tensor_model_parallel_size", 1)
     return -(-args.count("vocab_size") // multiple) * multiple
 
 
 def _params_dtype(args: ConfigFields) -> torch.dtype:
-    """That of the weights. `params_dtype` is saved as torch's own object, which may have come as its name."""
+    """That of the weights."""
     name = str(args.values.get("params_dtype") or "").removeprefix("torch.")
     if name in DTYPES:
         return DTYPES[name]
@@ -116,25 +122,40 @@ def _params_dtype(args: ConfigFields) -> torch.dtype:
 
 
 def _feed_forward(args: ConfigFields, *, has_bias: bool) -> dict[str, Any]:
-    is_swiglu, is_squared = args.flag("swiglu", False), args.flag("squared_relu", False)
-    is_quick = args.flag("quick_geglu", False)
-    if is_swiglu + is_squared + is_quick > 1:
-        raise args.wrong("swiglu", "one of swiglu, squared_relu and quick_geglu at most")
-    hidden_size = args.count("hidden_size")
-    default_size = int(4 * hidden_size * 2 / 3 / 64) * 64 if is_swiglu else 4 * hidden_size
-    activation = "silu" if is_swiglu else "relu2" if is_squared else "quick_gelu" if is_quick else "gelu"
+    activation, is_gated = _activation(args)
     # The fused operation is the tanh approximation, the plain one is exact.
-    is_fused = args.flag("bias_gelu_fusion", True) and has_bias
+    is_fused = args.flag("bias_gelu_fusion", True) and (has_bias or is_gated)
     if activation == "gelu" and (is_fused or args.flag("openai_gelu", False)):
         activation = "gelu_tanh"
-    is_gated = is_swiglu or is_quick
     return {
-        "ffn_hidden_size": args.count("ffn_hidden_size", max(default_size, 1)),
+        "ffn_hidden_size": _ffn_hidden_size(args),
         "gated_linear_unit": is_gated,
         "activation": activation,
         "activation_clamp": args.optional_number("activation_func_clamp_value") if is_gated else None,
         "glu_linear_offset": args.number("glu_linear_offset", 0.0) if is_gated else 0.0,
     }
+
+
+def _activation(args: ConfigFields) -> tuple[str, bool]:
+    """The kind, and whether it gates."""
+    chosen = [name for name in FLAGGED_ACTIVATIONS if args.flag(name, False)]
+    if len(chosen) > 1:
+        raise args.wrong(chosen[0], f"false, with {chosen[1]}:")
+    is_gated = args.flag("gated_linear_unit", False)
+    if chosen:
+        kind, gates = FLAGGED_ACTIVATIONS[chosen[0]]
+        return kind, gates or is_gated
+    function = args.text("activation_func", "gelu")
+    if function not in NAMED_ACTIVATIONS:
+        raise args.wrong("activation_func", f"one of {', '.join(NAMED_ACTIVATIONS)}")
+    return NAMED_ACTIVATIONS[function], is_gated
+
+
+def _ffn_hidden_size(args: ConfigFields) -> int:
+    """Where it was not given, four times the hidden size, or as many weights with a gate."""
+    hidden_size = args.count("hidden_size")
+    default = int(4 * hidden_size * 2 / 3 / 64) * 64 if args.flag("swiglu", False) else 4 * hidden_size
+    return args.count("ffn_hidden_size", max(default, 1))
 
 
 def _norms(args: ConfigFields) -> dict[str, Any]:
@@ -161,12 +182,11 @@ def _heads(args: ConfigFields, num_heads: int) -> dict[str, Any]:
         "num_query_groups": args.count("num_query_groups") if is_grouped else num_heads,
         "kv_channels": args.count("kv_channels", args.count("hidden_size") // num_heads),
         "qk_layernorm": kind,
+        "softmax_scale": args.optional_number("softmax_scale"),
     }
 
 
 def _latent_heads(args: ConfigFields, num_heads: int) -> dict[str, Any]:
-    if args.flag("group_query_attention", False):
-        raise args.wrong("group_query_attention", "false, with multi_latent_attention,")
     latent = LatentAttention(
         q_lora_rank=args.count("q_lora_rank") if "q_lora_rank" in args else None,
         kv_lora_rank=args.count("kv_lora_rank", 512),

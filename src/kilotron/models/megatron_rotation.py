@@ -16,24 +16,36 @@ def read_positions(args: ConfigFields) -> dict[str, Any]:
     kind = args.text("position_embedding_type", "learned_absolute")
     if kind not in KINDS:
         raise args.wrong("position_embedding_type", f"one of {', '.join(KINDS)}")
+    fields: dict[str, Any] = {
+        "position_embedding_type": KINDS[kind],
+        "max_position_embeddings": _longest_sequence(args),
+    }
     if args.flag("multi_latent_attention", False):
-        return {"position_embedding_type": KINDS[kind], **_latent_rotation(args, kind)}
-    fields: dict[str, Any] = {"position_embedding_type": KINDS[kind]}
+        return fields | _latent_rotation(args, kind)
     if KINDS[kind] != "rope":
         return fields
+    scaling = _scaling(args)
     fields |= {
         "rotary_base": args.number("rotary_base", 10000.0),
         "rotary_percent": min(args.number("rotary_percent", 1.0), 1.0),
         "rotary_interleaved": args.flag("rotary_interleaved", False),
-        "rope_scaling": _scaling(args),
+        "rope_scaling": scaling,
         "no_rope_layers": _no_rope_layers(args),
     }
     if kind == "yarn":
         if fields["rotary_interleaved"]:
             raise args.wrong("rotary_interleaved", "false, with position_embedding_type = 'yarn',")
         # Megatron's rotates whole heads, whatever rotary_percent says.
-        fields |= {"rotary_percent": 1.0, "rope_scaling": _yarn(args, prefix="yarn_")}
+        return fields | {"rotary_percent": 1.0, "rope_scaling": _yarn(args, prefix="yarn_")}
+    if scaling is not None and scaling.kind == "linear":
+        # The length that was saved is the stretched one.
+        fields["max_position_embeddings"] = scaling.original_max_position_embeddings
     return fields
+
+
+def _longest_sequence(args: ConfigFields) -> int:
+    """Older versions save the length of training sequences alone."""
+    return args.count("max_position_embeddings" if "max_position_embeddings" in args else "seq_length")
 
 
 def _latent_rotation(args: ConfigFields, kind: str) -> dict[str, Any]:
@@ -61,14 +73,14 @@ def _latent_rotation(args: ConfigFields, kind: str) -> dict[str, Any]:
 
 def _scaling(args: ConfigFields) -> RopeScaling | None:
     factor = args.optional_number("rotary_seq_len_interpolation_factor")
-    length = args.count("max_position_embeddings", args.count("seq_length", 1))
-    if not args.flag("use_rope_scaling", False):
+    # Megatron-Bridge has the same flag under the model class's name of it.
+    if not args.flag("use_rope_scaling", args.values.get("rope_scaling") is True):
         if factor is None or factor == 1:
             return None
         if factor <= 0:
             raise args.wrong("rotary_seq_len_interpolation_factor", "a number above 0")
-        # The length that was saved is the stretched one.
-        return RopeScaling(kind="linear", factor=factor, original_max_position_embeddings=length)
+        original = max(math.ceil(_longest_sequence(args) / factor), 1)
+        return RopeScaling(kind="linear", factor=factor, original_max_position_embeddings=original)
     if factor not in (None, 1):
         raise args.wrong("rotary_seq_len_interpolation_factor", "nothing, with use_rope_scaling,")
     return RopeScaling(

@@ -4,23 +4,24 @@ Checkpoint readers fill it in; the model modules read it. Knows nothing of file 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 from kilotron.errors import CheckpointError
+from kilotron.models.encoder_decoder_config import EncoderDecoderConfig
 
 RopeScalingKind = Literal["linear", "dynamic", "llama3", "yarn", "longrope"]
 QKNorm = Literal["none", "head", "projection", "l2"]
-NormPlacement = Literal["pre", "post", "sandwich"]
+NormPlacement = Literal["pre", "post", "sandwich", "post_residual"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "normalization": ("RMSNorm", "LayerNorm"),
-    "norm_placement": ("pre", "post", "sandwich"),
+    "norm_placement": ("pre", "post", "sandwich", "post_residual"),
     "qk_layernorm": ("none", "head", "projection", "l2"),
     "activation": ("silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu"),
-    "position_embedding_type": ("rope", "learned", "none"),
+    "position_embedding_type": ("rope", "learned", "none", "learned_in_stack", "relative"),
     "softmax_type": ("vanilla", "off-by-one", "learnable"),
     "moe_router_score_function": ("softmax", "sigmoid"),
 }
@@ -81,6 +82,8 @@ class LatentAttention:
     v_head_dim: int
     has_norms: bool = True
     """Whether the latent vectors are normed."""
+    norm_epsilon: float | None = None
+    """None: these norms use `layernorm_epsilon` like all others."""
     rotary_interleaved: bool = True
     """Whether the stored rotated channels are pairs of neighbours, as Megatron and DeepSeek have them."""
 
@@ -97,7 +100,8 @@ class LatentAttention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformerConfig:
-    """The structure of a decoder-only transformer. Impossible combinations raise CheckpointError."""
+    """The structure of a decoder, and of the encoder in front of it, if any. Impossible combinations raise
+    CheckpointError."""
 
     num_layers: int
     hidden_size: int
@@ -116,7 +120,7 @@ class TransformerConfig:
     layernorm_zero_centered_gamma: bool = False
     """Norm weights are stored as w - 1 (Gemma, Nemotron)."""
     norm_placement: NormPlacement = "pre"
-    """Before each sub-layer, after it (OLMo-2), or both (Gemma-2 and -3)."""
+    """Before each sub-layer, after it (OLMo-2), both (Gemma-2 and -3), or after its residual is added (BART)."""
     use_parallel_residual: bool = False
     """Attention and MLP both read the layer's input (GPT-NeoX)."""
     qk_layernorm: QKNorm = "none"
@@ -137,6 +141,7 @@ class TransformerConfig:
     """Gated only: added to what the gate multiplies (gpt-oss: 1)."""
 
     position_embedding_type: str = "rope"
+    """Encoder-decoder models also have tables in each stack, or relative positions."""
     rotary_base: float = 10000.0
     rotary_percent: float = 1.0
     """Leading share of each head that is rotated."""
@@ -189,6 +194,9 @@ class TransformerConfig:
     """Whether the shared experts' output is multiplied by the sigmoid of a number of the token's own."""
     add_router_bias: bool = False
 
+    encoder_decoder: EncoderDecoderConfig | None = None
+    """None for decoder-only models."""
+
     params_dtype: torch.dtype = torch.float32
     """The checkpoint's own dtype."""
     eos_token_ids: tuple[int, ...] = ()
@@ -203,6 +211,13 @@ class TransformerConfig:
                 _check_length(field, getattr(self, field), self.num_layers)
         if any(window is not None and window <= 0 for window in self.layer_windows):
             raise CheckpointError(f"layer_windows = {self.layer_windows}: a window must be positive")
+        if self.encoder_decoder is None and (
+            self.norm_placement == "post_residual" or self.position_embedding_type in ("learned_in_stack", "relative")
+        ):
+            raise CheckpointError(
+                f"norm_placement = '{self.norm_placement}' with position_embedding_type = "
+                f"'{self.position_embedding_type}': a decoder without an encoder has no such form"
+            )
         if self.use_parallel_residual and self.norm_placement != "pre":
             raise CheckpointError(f"norm_placement = '{self.norm_placement}' is impossible with use_parallel_residual")
 
@@ -229,6 +244,23 @@ class TransformerConfig:
     def rotates(self) -> bool:
         """Whether any layer rotates queries and keys; latent attention always does."""
         return self.position_embedding_type == "rope" or self.latent_attention is not None
+
+    @property
+    def encoder(self) -> "TransformerConfig":
+        """The encoder's structure; only where there is an encoder."""
+        own = self.encoder_decoder
+        if own is None:
+            raise CheckpointError("a decoder-only model has no encoder")
+        heads = own.num_encoder_attention_heads
+        channels = self.kv_channels * self.num_attention_heads // heads
+        return replace(
+            self,
+            num_layers=own.num_encoder_layers,
+            ffn_hidden_size=own.encoder_ffn_hidden_size,
+            num_attention_heads=heads,
+            num_query_groups=heads,
+            kv_channels=channels,
+        )
 
     def window_of(self, layer: int) -> int | None:
         """The sliding window of a layer, None when it sees everything."""

@@ -79,6 +79,9 @@ class PlannedTensor(NamedTuple):
     def matrices(self) -> Iterator[dict[str, tuple[int, ...]]]:
         """For each expert, or once: the tensors it is made of, and what their shapes are as the model has them."""
         rows, *rest = self.shape[1:] if self.is_stacked else self.shape
+        if self.source.arrangement == "single_row":
+            yield {self.source.stacks[0][0]: (1, rows)}
+            return
         for names in self.source.stacks:
             sizes = (rows,) if len(names) == 1 else self._output_sizes()
             yield {name: (size, *rest) for name, size in zip(names, sizes, strict=True)}
@@ -122,7 +125,7 @@ def load_weights(
     _check_tensors(expected, checkpoint)
     tied_duplicate = _check_tied_output(model, checkpoint, names)
     reader = _ParameterReader(stored, model, dtype, rounding)
-    model.decoder.unpack()
+    model.unpack()
     bytes_done, bytes_total = 0, sum(prod(planned.shape) for planned in plan) * dtype.itemsize
     paths = {module: path for path, module in model.named_modules()}
     packed = packed or {}
@@ -142,7 +145,7 @@ def load_weights(
             # At once, and before all others: the table, the largest of all, is not in memory twice beside them.
             model.tie_output_layer(rounding, packed.get(OUTPUT_LAYER))
             checkpoint.drop_pages()
-    model.decoder.pack()
+    model.pack()
     stored.tell_losses(dtype)
     used = expected.keys() | tied_duplicate
     unused = (name for name in checkpoint.tensors if name not in used and not stored.is_companion(name, used))

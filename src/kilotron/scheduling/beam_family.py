@@ -16,7 +16,11 @@ def add_beams(first: ScheduledRequest, width: int) -> None:
     first.beams = [first]
     for index in range(1, width):
         beam = ScheduledRequest(
-            first.request, salt="", arrival_order=first.arrival_order, queued_step=first.queued_step
+            first.request,
+            salt="",
+            arrival_order=first.arrival_order,
+            queued_step=first.queued_step,
+            cross=first.cross,
         )
         beam.token_ids = []
         beam.num_prompt_left = 0

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kilotron.inference_request import InferenceRequest
+from kilotron.scheduling.cross_blocks import CrossBlocks
 from kilotron.scheduling.prefix_cache import chain_root, chain_value
 
 
@@ -14,43 +15,76 @@ class FoundPrefix(NamedTuple):
     registration: int | None
 
 
-class ScheduledRequest:
+class QueuePlace:
+    """What decides when a waiting request's turn comes."""
+
+    __slots__ = ("arrival_order", "num_bypassed", "queued_step")
+
+    def __init__(self, arrival_order: int, queued_step: int) -> None:
+        self.arrival_order = arrival_order
+        self.queued_step = queued_step
+        self.num_bypassed = 0
+        """Requests admitted around this one because it did not fit."""
+
+
+class BeamPlace(QueuePlace):
+    """A request's place in a beam search, if it is one."""
+
+    __slots__ = ("beam", "beams", "is_moved", "is_parked")
+
+    def __init__(self, arrival_order: int, queued_step: int) -> None:
+        super().__init__(arrival_order, queued_step)
+        self.beams: list[ScheduledRequest] = []
+        """All beams of a beam search, this one too; they run and wait together. Empty for any other request. A beam
+        without tokens has not begun, or has ended."""
+        self.beam = 0
+        """Its place in `beams`."""
+        self.is_parked = False
+        """Whether it has a slot but has to wait for another beam that computes what they have in common."""
+        self.is_moved = False
+        """Whether its tokens or blocks are others than those that its slot's tables hold."""
+
+
+class ScheduledRequest(BeamPlace):
     """A request with its tokens, its blocks and how far it is computed."""
 
     __slots__ = (
-        "arrival_order",
-        "beam",
-        "beams",
         "block_ids",
         "chains",
+        "cross",
         "found",
-        "is_moved",
-        "is_parked",
         "is_private",
-        "num_bypassed",
         "num_computed",
         "num_prompt_left",
         "num_registered",
         "num_scored",
-        "queued_step",
         "request",
         "scores_prompt",
         "slot",
         "token_ids",
     )
 
-    def __init__(self, request: InferenceRequest, *, salt: str, arrival_order: int, queued_step: int) -> None:
+    def __init__(
+        self,
+        request: InferenceRequest,
+        *,
+        salt: str,
+        arrival_order: int,
+        queued_step: int,
+        cross: CrossBlocks | None = None,
+    ) -> None:
+        super().__init__(arrival_order, queued_step)
         self.request = request
-        self.arrival_order = arrival_order
-        self.queued_step = queued_step
         self.token_ids = list(request.prompt_tokens)
         self.num_prompt_left = len(self.token_ids)
         """Prompt tokens that were never computed or found cached, not even before a preemption."""
         self.num_computed = 0
         self.block_ids: list[int] = []
         self.slot: int | None = None
-        self.chains = [chain_root(salt)]
+        self.chains = [chain_root(salt) if cross is None else cross.decoder_root]
         """chains[i + 1] identifies block i; chains[0] is the root."""
+        self.cross = cross
+        """Of its encoder input, if it has one; the same for all its beams."""
         self.num_registered = 0
         """Leading blocks that the prefix cache knows as this request's own."""
         self.is_private = False
@@ -61,17 +95,6 @@ class ScheduledRequest:
         self.scores_prompt = request.sampling_params.wants_prompt_log_probs
         self.num_scored = 0
         """Prompt positions whose log-probabilities were returned."""
-        self.num_bypassed = 0
-        """Requests admitted around this one because it did not fit."""
-        self.beams: list[ScheduledRequest] = []
-        """All beams of a beam search, this one too; they run and wait together. Empty for any other request. A beam
-        without tokens has not begun, or has ended."""
-        self.beam = 0
-        """Its place in `beams`."""
-        self.is_parked = False
-        """Whether it has a slot but has to wait for another beam that computes what they have in common."""
-        self.is_moved = False
-        """Whether its tokens or blocks are others than those that its slot's tables hold."""
 
     @property
     def importance(self) -> tuple[int, int]:
@@ -93,6 +116,11 @@ class ScheduledRequest:
         """Tokens known but not computed."""
         return len(self.token_ids) - self.num_computed
 
+    @property
+    def num_to_encode(self) -> int:
+        """Tokens that the encoder has to run on before any other."""
+        return 0 if self.cross is None else self.cross.num_to_compute
+
     def chain(self, num_blocks: int, block_size: int) -> bytes:
         """The chain value after the first `num_blocks` full blocks."""
         while len(self.chains) <= num_blocks:
@@ -104,6 +132,8 @@ class ScheduledRequest:
     def rewind(self) -> list[int]:
         """Forgets all computation; returns the blocks it owned."""
         block_ids, self.block_ids = self.block_ids, []
+        if self.cross is not None:
+            block_ids = block_ids + self.cross.rewind()
         self.num_computed = 0
         self.num_registered = 0
         self.is_private = False

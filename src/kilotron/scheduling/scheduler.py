@@ -14,6 +14,7 @@ from kilotron.inference_request import InferenceRequest, Status
 from kilotron.scheduling.beam_family import add_beams, find_source, fork, start_parked
 from kilotron.scheduling.block_allocator import DynamicBlockAllocator
 from kilotron.scheduling.capacity import check_capacity
+from kilotron.scheduling.cross_blocks import CrossBlocks
 from kilotron.scheduling.preemption import choose_victim
 from kilotron.scheduling.prefix_cache import PrefixCache
 from kilotron.scheduling.scheduled_request import FoundPrefix, ScheduledRequest
@@ -70,7 +71,13 @@ class Scheduler:
         salt = request.cache_salt
         if not self.limits.enable_prefix_caching:
             salt = f"{salt}/{request.choices[0].request_id if request.choices else request.request_id}"
-        item = ScheduledRequest(request, salt=salt, arrival_order=self._num_arrived, queued_step=self.step)
+        item = ScheduledRequest(
+            request,
+            salt=salt,
+            arrival_order=self._num_arrived,
+            queued_step=self.step,
+            cross=CrossBlocks(salt, request.encoder_tokens, self.limits.block_size) if request.encoder_tokens else None,
+        )
         self._num_arrived += 1
         if request.sampling_params.is_beam_search:
             add_beams(item, request.sampling_params.beam_width)
@@ -147,6 +154,9 @@ class Scheduler:
             item.num_computed = after = before + len(row.token_ids)
             if item.num_prompt_left:
                 self.counts.compute(item)
+            if row.encoder is not None and item.cross is not None and request_id not in faults:
+                item.cross.register(self.allocator.cache)
+                self._unexpect(item, item.cross.chains)
             if before // block_size != after // block_size and request_id not in faults:
                 self._register(item)
             if row.score is not None:
@@ -191,7 +201,8 @@ class Scheduler:
     def check_ledger(self) -> list[str]:
         """What is wrong with the books; empty when all is well."""
         items = [item for first in self._requests.values() for item in first.family]
-        problems = self.allocator.check_ledger([item.block_ids for item in items])
+        cross = [item.cross.block_ids for item in self._requests.values() if item.cross is not None]
+        problems = self.allocator.check_ledger([item.block_ids for item in items] + cross)
         slots = sorted(self._free_slots + [item.slot for item in self.running if item.slot is not None])
         if slots != list(range(self.limits.max_requests)):
             problems.append("slots are lost or given twice")
@@ -299,20 +310,29 @@ class Scheduler:
             return None
         item.block_ids = cached
         item.num_computed = len(cached) * limits.block_size
+        found = cached
+        if item.cross is not None:
+            item.cross.start(item.cross.find(self.allocator.cache))
+            found = cached + item.cross.block_ids
         length = budget.chunk_length(item)
         # What is computed again may have outgrown a step, so it is split whatever the option says.
         is_whole = limits.enable_chunked_prefill or item.request.num_preemptions > 0 or length == item.num_wanted
-        if not is_whole:
+        if not is_whole or length == 0:
             item.rewind()
             return None
-        count = blocks_missing(item, length, limits.block_size)
-        if not self._has_room(count + len(item.family) - 1, cached):
+        count = self._blocks_to_start(item, length)
+        num_cross = 0 if item.cross is None else len(item.cross.parts) - item.cross.num_cached
+        if not self._has_room(count + num_cross + len(item.family) - 1, found):
             item.rewind()
             return None
-        self.allocator.share(cached)
-        granted = self.allocator.allocate(count)
+        self.allocator.share(found)
+        granted = self.allocator.allocate(count + num_cross)
         if granted is None:
-            raise RuntimeError(f"{count} blocks were available and are not")
+            raise RuntimeError(f"{count + num_cross} blocks were available and are not")
+        if item.cross is not None:
+            item.cross.block_ids = item.cross.block_ids + granted[count:]
+            granted = granted[:count]
+            self.counts.encode(item.cross)
         if item.request.timings.admitted is None:
             item.request.num_cached_tokens = item.num_computed
             may_read_cache = limits.enable_prefix_caching and not item.scores_prompt
@@ -328,6 +348,10 @@ class Scheduler:
         budget.spend(row)
         return row
 
+    def _blocks_to_start(self, item: ScheduledRequest, length: int) -> int:
+        """Blocks that a newcomer gets to compute its first `length` tokens."""
+        return blocks_missing(item, length, self.limits.block_size)
+
     def _has_room(self, count: int, cached: list[int]) -> bool:
         """Whether a newcomer can have `count` blocks beside cached ones. One per running request is left over, so
         that it is not stopped again at the next step."""
@@ -338,7 +362,8 @@ class Scheduler:
         source = find_source(item, self._find_cached(item), self.limits.block_size)
         if source is not None:
             start_parked(item, source, self.allocator, self.limits.block_size)
-            self._expect(item)
+            if not item.is_private:
+                self._expect(item)
 
     def _fork_or_stop(
         self,
@@ -375,6 +400,7 @@ class Scheduler:
             request.end_ids,
             request.bad_word_ids,
             is_beam,
+            *(() if item.cross is None else (tuple(item.cross.block_ids), len(item.cross.token_ids))),
         )
 
     def _find_cached(self, item: ScheduledRequest) -> list[int]:
@@ -403,6 +429,8 @@ class Scheduler:
     def _is_expected(self, item: ScheduledRequest, num_cached: int) -> bool:
         """Whether a running request is about to compute the next block this one needs."""
         block_size = self.limits.block_size
+        if item.cross is not None and item.cross.chains[-1] in self._expected:
+            return True
         if not self._expected or (num_cached + 1) * block_size >= len(item.token_ids):
             return False
         if item.scores_prompt:
@@ -413,6 +441,8 @@ class Scheduler:
         block_size = self.limits.block_size
         for index in range(item.num_registered, len(item.token_ids) // block_size):
             self._expected.setdefault(item.chain(index + 1, block_size), item.request.request_id)
+        if item.cross is not None and not item.cross.is_computed:
+            self._expected.setdefault(item.cross.chains[-1], item.request.request_id)
 
     def _unexpect(self, item: ScheduledRequest, chains: Sequence[bytes]) -> None:
         if self._expected:
@@ -448,6 +478,8 @@ class Scheduler:
         if item.slot is not None:
             self._free_slots.append(item.slot)
         self._unexpect(item, item.chains)
+        if item.cross is not None:
+            self._unexpect(item, item.cross.chains)
         if is_faulty:
             self.allocator.discard(item.rewind())
         else:

@@ -22,6 +22,15 @@ class ScoreSpan(NamedTuple):
     """Most likely tokens to list beside each target."""
 
 
+class EncoderInput(NamedTuple):
+    """An encoder's whole input, computed in this step because no earlier one did."""
+
+    token_ids: list[int]
+    """Not to be changed."""
+    num_cached: int
+    """Leading tokens whose keys and values the cross blocks hold already."""
+
+
 class RowPlan(NamedTuple):
     """One row of a step: compute `token_ids`, the first of which stands at position `start`."""
 
@@ -36,6 +45,8 @@ class RowPlan(NamedTuple):
     samples: bool
     """Whether the last token's logits give a new token."""
     score: ScoreSpan | None = None
+    encoder: EncoderInput | None = None
+    """Encoder-decoder models: what is encoded before the row's tokens can look at it."""
     beam: int = 0
     """Which of the request's beams it is."""
     num_candidates: int = 0
@@ -63,6 +74,10 @@ class Admission(NamedTuple):
     bad_word_ids: tuple[tuple[int, ...], ...]
     is_beam: bool = False
     """Whether it is a beam of a request that is admitted already and that took over another beam's tokens."""
+    cross_block_ids: tuple[int, ...] = ()
+    """Encoder-decoder models: blocks of the encoder's output, all of them."""
+    encoder_length: int = 0
+    """Tokens of the encoder's input."""
 
 
 class BeamMove(NamedTuple):
@@ -89,8 +104,9 @@ class StepPlan:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens computed in this step."""
-        return sum(len(row.token_ids) for row in self.rows)
+        """Tokens computed in this step, those of encoders included."""
+        num_encoded = sum(len(row.encoder.token_ids) for row in self.rows if row.encoder is not None)
+        return num_encoded + sum(len(row.token_ids) for row in self.rows)
 
 
 class TokenScores(NamedTuple):

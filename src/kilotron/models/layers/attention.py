@@ -34,6 +34,8 @@ class SelfAttention(Layer):
             row_order=_order_of_qkv(config),
         )
         self.linear_proj = Linear(kernels, query_size, (config.hidden_size,), bias=config.add_proj_bias)
+        self.relative_attention_bias: Any = None
+        """A table of relative positions, for layers that bring one."""
         self.q_layernorm: Any = None
         self.k_layernorm: Any = None
         self.norms_each_head = config.qk_layernorm in ("head", "l2")
@@ -92,6 +94,10 @@ class CoreAttention(Layer):
             softcap=config.attn_logit_softcapping,
             sinks=torch.zeros(num_heads, device=device) if config.softmax_type == "off-by-one" else None,
         )
+
+    def use_position_bias(self, bias: Tensor) -> None:
+        """Scores get this bias by distance from now on; see `AttentionOptions`."""
+        self._options = replace(self._options, position_bias=bias)
 
     @property
     def options(self) -> AttentionOptions:

@@ -37,13 +37,13 @@ class LatentSelfAttention(Layer):
             self.linear_q_proj = Linear(kernels, hidden_size, (query_size,), bias=False, row_order=query_order)
         else:
             self.linear_q_down_proj = Linear(kernels, hidden_size, (sizes.q_lora_rank,), bias=False)
-            self.q_layernorm = _make_norm(config, kernels, sizes.q_lora_rank)
+            self.q_layernorm = _make_norm(config, sizes, kernels, sizes.q_lora_rank)
             self.linear_q_up_proj = Linear(kernels, sizes.q_lora_rank, (query_size,), bias=False, row_order=query_order)
         down_sizes = (sizes.kv_lora_rank, sizes.qk_pos_emb_head_dim)
         self.linear_kv_down_proj = Linear(
             kernels, hidden_size, down_sizes, bias=False, row_order=_order_of_kv_down(sizes)
         )
-        self.kv_layernorm = _make_norm(config, kernels, sizes.kv_lora_rank)
+        self.kv_layernorm = _make_norm(config, sizes, kernels, sizes.kv_lora_rank)
         up_size = num_heads * (sizes.qk_head_dim + sizes.v_head_dim)
         self.linear_kv_up_proj = Linear(kernels, sizes.kv_lora_rank, (up_size,), bias=False)
         proj_size = num_heads * sizes.v_head_dim
@@ -85,9 +85,10 @@ class LatentSelfAttention(Layer):
         return torch.cat([functional.pad(x, (0, size - x.shape[-1])) for x in (query, keys, values)], dim=1)
 
 
-def _make_norm(config: TransformerConfig, kernels: KernelBackend, size: int) -> RMSNorm | LayerNorm | None:
-    has_norms = config.latent_attention is not None and config.latent_attention.has_norms
-    return make_norm(config, kernels, size) if has_norms else None
+def _make_norm(
+    config: TransformerConfig, sizes: LatentAttention, kernels: KernelBackend, size: int
+) -> RMSNorm | LayerNorm | None:
+    return make_norm(config, kernels, size, sizes.norm_epsilon) if sizes.has_norms else None
 
 
 def _rotated(sizes: LatentAttention) -> Tensor:

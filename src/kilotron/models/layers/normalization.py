@@ -66,8 +66,10 @@ class L2Norm(Layer):
         return self.kernels.rms_norm(x, self.ones.to(x.dtype), self.epsilon)
 
 
-def make_norm(config: TransformerConfig, kernels: KernelBackend, size: int | None = None) -> RMSNorm | LayerNorm:
+def make_norm(
+    config: TransformerConfig, kernels: KernelBackend, size: int | None = None, epsilon: float | None = None
+) -> RMSNorm | LayerNorm:
     """The config's kind of norm over `size` channels, the hidden size unless given."""
     kind = LayerNorm if config.normalization == "LayerNorm" else RMSNorm
     offset = float(config.layernorm_zero_centered_gamma)
-    return kind(kernels, size or config.hidden_size, config.layernorm_epsilon, offset)
+    return kind(kernels, size or config.hidden_size, epsilon or config.layernorm_epsilon, offset)
