@@ -11,7 +11,7 @@ def read_engine_facts(assembly: Assembly) -> EngineFacts:
     return EngineFacts(
         model="kilotron-tiny" if assembly.name == str(BUNDLED_MODEL) else assembly.name,
         model_hash=assembly.fingerprint,
-        tokenizer=None if assembly.tokenizer_folder is None else str(assembly.tokenizer_folder),
+        tokenizer=assembly.tokenizer_source,
         vocab_size=limits.vocab_size,
         max_sequence_length=limits.max_sequence_length,
         eos_ids=sorted(limits.eos_ids),

@@ -68,6 +68,10 @@ class MegatronCheckpoint(Checkpoint):
             raise broken(found.folder, expected="weights of a model", found="none")
         return cls(found, args, tensors, files)
 
+    def list_files(self) -> list[Path]:
+        """All files that hold a piece of any tensor."""
+        return sorted({piece.stored.path for tensor in self._tensors.values() for piece in tensor.pieces})
+
     def read(self, name: str) -> "torch.Tensor":
         """The whole tensor: a view of its file where it lies in one piece there, else a copy."""
         return self._read_inside(name, ())
