@@ -55,7 +55,7 @@ class ConversionOptions:
     vocab_size: int | None = None
     """Rows that count in a padded vocabulary; None asks config and tokenizer."""
     tokenizer: str | None = None
-    """Folder of the tokenizer; None looks beside the source."""
+    """Folder of the tokenizer, or `null:N`; None looks beside the source."""
     transformer_impl: Literal["transformer_engine", "local"] = "transformer_engine"
     """Which of Megatron's implementations the names are for; they differ in mixtures of experts."""
     max_shard_bytes: int = 5 * 10**9
@@ -121,8 +121,7 @@ def convert_checkpoint(
     with open_checkpoint(source) as checkpoint:
         if final.resolve() in (folder := checkpoint.folder.resolve(), *folder.parents):
             raise CheckpointError(f"{final} holds the source itself; choose another output")
-        tokenizer = None if options.tokenizer is None else Path(options.tokenizer).expanduser()
-        opened = read_source(checkpoint, tokenizer)
+        opened = read_source(checkpoint, options.tokenizer)
         job = _Job(opened, final, options, on_progress or (lambda *_: None))
         return job.run(measure_free)
 
@@ -174,7 +173,7 @@ class _Job:
 
     def _choose_target(self) -> ConversionTarget:
         source, options = self.source, self.options
-        if not source.tokenizer_files:
+        if source.tokenizer is None:
             self.notes.append("no tokenizer was found beside the source; --tokenizer FOLDER adds one")
         to = options.to or ("megatron" if source.format == "huggingface" else "huggingface")
         if to == source.format:
@@ -189,7 +188,7 @@ class _Job:
                     "and can convert it back"
                 )
             return MegatronTarget.of(source, self.final, options.transformer_impl)
-        tokenizer = load_tokenizer(source.tokenizer_files[0].parent) if source.tokenizer_files else None
+        tokenizer = None if source.tokenizer is None else load_tokenizer(source.tokenizer)
         config = replace(
             source.config,
             vocab_size=self._choose_vocab_size(tokenizer),
@@ -290,7 +289,7 @@ class _Job:
         progress = _Progress(self.on_progress, "verifying", sum(shard.num_bytes for shard in self.shards))
         config = self.target.config
         with self.target.open_result(folder) as result:
-            if differing := differences(read_transformer_config(result.config), config):
+            if differing := differences(read_transformer_config(result.config, result.tensors), config):
                 raise BrokenCheckpointError(f"{folder}: it is read as another model: {'; '.join(differing)}")
             reader = ParameterReader(result, config, self.target.names)
             parameters = [self._cut(parameter) for parameter in self.parameters]

@@ -9,7 +9,8 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kilotron.apis.conversion_source import AnyCheckpoint, tokenizer_files_of
+from kilotron.apis.conversion_source import AnyCheckpoint
+from kilotron.apis.tokenizer_choice import find_tokenizer
 from kilotron.checkpoints.huggingface import HuggingFaceCheckpoint
 from kilotron.checkpoints.megatron import MegatronCheckpoint
 from kilotron.checkpoints.open_checkpoint import open_checkpoint
@@ -83,7 +84,8 @@ class Inspection:
     """For weights, by the dtype they could be held in."""
     kv_bytes_per_token: int | None
     """In the checkpoint's dtype."""
-    tokenizer: Path | None
+    tokenizer: str | None
+    """What `load_tokenizer` makes it of."""
     vocab_size: int | None
     """The tokenizer's."""
     oddities: Sequence[str]
@@ -106,13 +108,12 @@ class Inspection:
     def describe(self) -> dict[str, Any]:
         """As plain values that JSON can hold."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        paths = {name: None if values[name] is None else str(values[name]) for name in ("folder", "tokenizer")}
         tensors = [tensor._asdict() | {"shape": list(tensor.shape)} for tensor in self.tensors]
-        return values | paths | {"tensors": tensors, "oddities": list(self.oddities)}
+        return values | {"folder": str(self.folder), "tensors": tensors, "oddities": list(self.oddities)}
 
 
-def inspect_checkpoint(source: str | Path, *, tokenizer: Path | None = None) -> Inspection:
-    """Looks at a checkpoint of any format that is read. `tokenizer` is the folder of its tokenizer, if not beside it.
+def inspect_checkpoint(source: str | Path, *, tokenizer: str | None = None) -> Inspection:
+    """Looks at a checkpoint of any format that is read. `tokenizer` is what its tokenizer is made of, if not beside it.
 
     Raises:
         CheckpointError: there is none, or its files are damaged.
@@ -120,9 +121,8 @@ def inspect_checkpoint(source: str | Path, *, tokenizer: Path | None = None) -> 
     with open_checkpoint(source) as checkpoint:
         structure, trouble = _read_structure(checkpoint)
         parameters = [] if structure is None else list(list_parameters(structure))
-        found = tokenizer_files_of(checkpoint, tokenizer)
-        folder = found[0].parent if found else None
-        vocab_size, tokenizer_trouble = _read_vocab_size(folder)
+        found = tokenizer or find_tokenizer(checkpoint)
+        vocab_size, tokenizer_trouble = _read_vocab_size(found)
         oddities = [
             *trouble,
             *tokenizer_trouble,
@@ -150,7 +150,7 @@ def inspect_checkpoint(source: str | Path, *, tokenizer: Path | None = None) -> 
             num_files=len({info.file for info in checkpoint.tensors.values()}),
             memory_bytes={name: int(num_parameters * size) for name, size in BYTES_OF_DTYPE.items()},
             kv_bytes_per_token=None if structure is None else _kv_bytes(structure),
-            tokenizer=folder,
+            tokenizer=found,
             vocab_size=vocab_size,
             oddities=oddities,
         )
@@ -158,7 +158,7 @@ def inspect_checkpoint(source: str | Path, *, tokenizer: Path | None = None) -> 
 
 def _read_structure(checkpoint: AnyCheckpoint) -> tuple[TransformerConfig | None, list[str]]:
     try:
-        return read_transformer_config(checkpoint.config), []
+        return read_transformer_config(checkpoint.config, checkpoint.tensors), []
     except CheckpointError as error:
         return None, [f"kilotron cannot run it: {error}"]
 
@@ -199,11 +199,11 @@ def _kv_bytes(config: TransformerConfig) -> int:
     return 2 * config.num_layers * config.num_query_groups * config.kv_channels * config.params_dtype.itemsize
 
 
-def _read_vocab_size(folder: Path | None) -> tuple[int | None, list[str]]:
-    if folder is None:
+def _read_vocab_size(source: str | None) -> tuple[int | None, list[str]]:
+    if source is None:
         return None, ["no tokenizer was found, so that prompts must be token ids; --tokenizer FOLDER names one"]
     try:
-        return load_tokenizer(folder).vocab_size, []
+        return load_tokenizer(source).vocab_size, []
     except TokenizerError as error:
         return None, [f"its tokenizer cannot be loaded: {error}"]
 

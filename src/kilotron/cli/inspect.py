@@ -3,7 +3,6 @@
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from kilotron.cli.options import OUTPUT_GROUP, Model, flag, switch
@@ -46,7 +45,7 @@ def inspect(
     from kilotron.apis.inspection import inspect_checkpoint
 
     source = str(BUNDLED_MODEL) if checkpoint is None else checkpoint
-    found = inspect_checkpoint(source, tokenizer=None if tokenizer is None else Path(tokenizer).expanduser())
+    found = inspect_checkpoint(source, tokenizer=tokenizer)
     if json:
         print_json(found.describe())
         return 0
@@ -75,7 +74,7 @@ def _print_page(found: "Inspection", *, is_all: bool) -> None:
 def _summary(found: "Inspection") -> list[tuple[str, str]]:
     iteration = "" if found.iteration is None else f", iteration {found.iteration}"
     memory = ", ".join(f"{format_bytes(size)} {name}" for name, size in found.memory_bytes.items())
-    tokenizer = "none found" if found.tokenizer is None else str(found.tokenizer)
+    tokenizer = found.tokenizer or "none found"
     tokens = "" if found.vocab_size is None else f" ({found.vocab_size} tokens)"
     files = f"{found.num_files} file{'s' if found.num_files != 1 else ''}"
     rows = [

@@ -15,6 +15,7 @@ from kilotron.checkpoints.output_tensor import OutputTensor
 from kilotron.checkpoints.weight_names import Arrangement, TensorSource, WeightNames, arrange_back, rearrange
 from kilotron.errors import BrokenCheckpointError, CheckpointError
 from kilotron.kernels.registry import choose_backend
+from kilotron.models.encoder_decoder_model import EncoderDecoderModel
 from kilotron.models.gpt_model import GPTModel
 from kilotron.models.layers.experts import ExpertLinear
 from kilotron.models.layers.linear import Linear
@@ -60,7 +61,8 @@ class Parameter:
 
 def list_parameters(config: TransformerConfig) -> Iterator[Parameter]:
     """All parameters of a model in the order of its layers. Makes no tensors."""
-    model = GPTModel(config, choose_backend("reference", "cpu").backend, max_sequence_length=1)
+    model_class = GPTModel if config.encoder_decoder is None else EncoderDecoderModel
+    model = model_class(config, choose_backend("reference", "cpu").backend, max_sequence_length=1)
     for path, module in model.named_modules():
         for kind, parameter in module.named_parameters(recurse=False):
             shape, name = tuple(parameter.shape), f"{path}.{kind}"
