@@ -94,6 +94,10 @@ class _Shard(NamedTuple):
         return [output for _, outputs in self.parts for output in outputs]
 
     @property
+    def labels(self) -> list[str]:
+        return [reading.parameter.label for reading, _ in self.parts]
+
+    @property
     def num_bytes(self) -> int:
         return sum(output.num_bytes for output in self.outputs)
 
@@ -148,7 +152,7 @@ class _Job:
         """Writes, reads back, and gives the folder its name."""
         self.notes += self._leftovers()
         folder = UnfinishedFolder.open(self.final, work=self._work(), overwrite=self.options.overwrite)
-        done = {shard.name: facts for shard in self.shards if (facts := folder.facts_of(shard.name)) is not None}
+        done = {shard.name: facts for shard in self.shards if (facts := _facts_of(folder, shard)) is not None}
         folder.require_free(sum(shard.num_bytes for shard in self.shards if shard.name not in done), measure_free)
         files = self._write_all(folder, done)
         try:
@@ -273,8 +277,8 @@ class _Job:
 
     def _write_shard(self, stream: DigestingStream, *, shard: _Shard) -> Facts:
         facts = self.target.write_weights(stream, shard.outputs)
-        labels = [reading.parameter.label for reading, _ in shard.parts]
-        return {**facts, "digests": {label: self.digests[label] for label in labels}}
+        self.source.checkpoint.drop_pages()
+        return {**facts, "digests": {label: self.digests[label] for label in shard.labels}}
 
     def _on_read(self, parameter: Parameter, value: torch.Tensor) -> None:
         self.digests[parameter.label] = _digest(value)
@@ -326,6 +330,14 @@ class _Progress:
     def add(self, num_bytes: int) -> None:
         self._bytes_done += num_bytes
         self._on_progress(self._doing, self._bytes_done, self._bytes_total)
+
+
+def _facts_of(folder: UnfinishedFolder, shard: _Shard) -> Facts | None:
+    """What an earlier run noted of a file that needs not be written again."""
+    facts = folder.facts_of(shard.name)
+    if facts is None or not isinstance(facts.get("digests"), dict) or facts["digests"].keys() != set(shard.labels):
+        return None
+    return facts
 
 
 def _digest(value: torch.Tensor) -> str:
