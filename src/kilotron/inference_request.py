@@ -4,6 +4,7 @@ Holds plain Python values only. Who runs when is `scheduling/`; what a token doe
 `text_generation_controllers/`.
 """
 
+import time
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -84,7 +85,7 @@ class InferenceRequest:
     request_id: int
     prompt_tokens: list[int]
     sampling_params: SamplingParams
-    timings: RequestTimings
+    timings: RequestTimings = field(default_factory=lambda: RequestTimings(time.monotonic()))
     prompt: str | None = None
     """The prompt's text, in an encoder-decoder model the decoder's; None when ids were given, or nothing."""
     encoder_prompt: str | None = None
@@ -130,6 +131,11 @@ class InferenceRequest:
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache at first admission."""
     num_preemptions: int = 0
+
+    @property
+    def inference_parameters(self) -> SamplingParams:
+        """Megatron's older name of `sampling_params`."""
+        return self.sampling_params
 
     @property
     def prompt_length(self) -> int:

@@ -52,6 +52,10 @@ class SamplingParams:
     """Keep the k most likely tokens; 0 and -1 mean all."""
     top_p: float = 0.0
     """Keep the smallest set of most likely tokens whose mass reaches p; 0 and 1 mean all."""
+    top_p_decay: float = 0.0
+    """Multiplies `top_p` after each generated token; 0 and 1 leave it. Range [0, 1]."""
+    top_p_bound: float = 0.0
+    """With `top_p_decay`: the least that `top_p` becomes; at most `top_p`."""
     min_p: float = 0.0
     """Drop tokens less likely than `min_p` times the most likely one. Range [0, 1]."""
     num_tokens_to_generate: int | None = None
@@ -102,6 +106,8 @@ class SamplingParams:
     """Token id -> value added to its logit. Values in [-100, 100]."""
     bad_words: Sequence[str] = ()
     """Texts whose token sequences must not be generated."""
+    prevent_newline_after_colon: bool = False
+    """No token that begins with a line break may follow one that ends with a colon."""
     allowed_token_ids: Sequence[int] | None = None
     """Only these ids may be generated."""
     beam_width: int = 1
@@ -249,6 +255,11 @@ class SamplingParams:
             _check_float(name, getattr(self, name), low, high)
         for name, least, most in _INT_RANGES:
             _check_int(name, getattr(self, name), least, most)
+        for name in ("top_p_decay", "top_p_bound"):
+            if getattr(self, name) and not self.top_p:
+                raise SamplingParamsError(f"{name}={getattr(self, name)} needs top_p")
+        if self.top_p_bound > self.top_p:
+            raise SamplingParamsError(f"top_p_bound={self.top_p_bound} exceeds top_p={self.top_p}")
 
     def _check_lengths(self) -> None:
         if self.num_tokens_to_generate is not None:
@@ -349,6 +360,8 @@ CommonInferenceParams = SamplingParams
 _FLOAT_RANGES = (
     ("temperature", 0.0, 100.0),
     ("top_p", 0.0, 1.0),
+    ("top_p_decay", 0.0, 1.0),
+    ("top_p_bound", 0.0, 1.0),
     ("min_p", 0.0, 1.0),
     ("presence_penalty", -2.0, 2.0),
     ("frequency_penalty", -2.0, 2.0),
@@ -377,6 +390,7 @@ _BOOLEANS = (
     "add_BOS",
     "streaming",
     "ignore_eos",
+    "prevent_newline_after_colon",
 )
 
 

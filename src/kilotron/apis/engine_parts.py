@@ -56,7 +56,11 @@ def make_controller(wrapper: GPTInferenceWrapper, *arguments: Any, **options: An
     if own is None:
         return TextGenerationController(wrapper, *arguments, **options)
     return EncoderDecoderTextGenerationController(
-        wrapper, *arguments, forced_eos_token_id=own.forced_eos_token_id, **options
+        wrapper,
+        *arguments,
+        forced_bos_token_id=own.forced_bos_token_id,
+        forced_eos_token_id=own.forced_eos_token_id,
+        **options,
     )
 
 

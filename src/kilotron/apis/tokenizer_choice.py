@@ -53,15 +53,19 @@ def count_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer | None, num_rows: 
     return min(known, num_rows) if isinstance(known, int) and known > 0 else num_rows
 
 
-def _find_beside(checkpoint: Checkpoint) -> str | Path | None:
+def find_tokenizer(checkpoint: Checkpoint) -> str | None:
+    """What `load_tokenizer` makes the tokenizer of that lies with a checkpoint; None where none does."""
+    if isinstance(checkpoint, MegatronCheckpoint):
+        return find_megatron_tokenizer(checkpoint.args, checkpoint.folder)
+    return str(checkpoint.folder) if has_tokenizer(checkpoint.folder) else None
+
+
+def _find_beside(checkpoint: Checkpoint) -> str | None:
     without = "prompts must be token ids, and there will be no text"
-    if not isinstance(checkpoint, MegatronCheckpoint):
-        if has_tokenizer(checkpoint.folder):
-            return checkpoint.folder
+    found = find_tokenizer(checkpoint)
+    if found is None and not isinstance(checkpoint, MegatronCheckpoint):
         _log.warning("%s has no tokenizer files; %s", checkpoint.folder, without)
-        return None
-    found = find_megatron_tokenizer(checkpoint.args, checkpoint.folder)
-    if found is None:
+    elif found is None and isinstance(checkpoint, MegatronCheckpoint):
         named = describe_megatron_tokenizer(checkpoint.args)
         remedy = "give its folder with --tokenizer PATH (tokenizer= in Python)"
         _log.warning("no tokenizer lies with %s, which names %s: %s; %s", checkpoint.folder, named, remedy, without)

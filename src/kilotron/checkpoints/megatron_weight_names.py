@@ -25,6 +25,9 @@ _SAME_NAMES = (
     _LAYER + "mlp.router",
     _LAYER + "mlp.shared_experts.linear_fc1",
     _LAYER + "mlp.shared_experts.linear_fc2",
+    # Of models that megatron-core itself cannot run; as `kilotron convert` writes them.
+    _LAYER + "post_self_attn_layernorm",
+    _LAYER + "post_mlp_layernorm",
     "decoder.final_layernorm",
     "output_layer",
 )

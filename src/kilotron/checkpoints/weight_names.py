@@ -59,9 +59,7 @@ class WeightNames:
         experts = range(num_experts) if any("{expert}" in one for one in source.names) else range(1)
 
         def written_out(template: str, expert: int) -> str:
-            full = template.format(layer=layer and layer.group(), expert=expert)
-            if source.arrangement != "single_row":
-                full = f"{full}{ending}"
+            full = f"{template.format(layer=layer and layer.group(), expert=expert)}{ending}"
             bare = full.removeprefix(self.prefix)
             return bare if bare in stored and full not in stored else full
 
@@ -89,6 +87,19 @@ def rearrange(stored: Tensor, arrangement: Arrangement, num_query_groups: int, k
         parts = (groups[:, :-2], groups[:, -2:-1], groups[:, -1:])
         return torch.cat([part.flatten(0, 2) for part in parts])
     return stored
+
+
+def arrange_back(ours: Tensor, arrangement: Arrangement, num_query_groups: int, kv_channels: int) -> Tensor:
+    """A weight or bias in our order as it is stored: what `rearrange` undoes."""
+    if arrangement == "transposed" and ours.ndim == 2:
+        return ours.t()
+    if arrangement == "grouped_qkv":
+        heads = ours.unflatten(0, (-1, kv_channels))
+        num_queries = heads.shape[0] - 2 * num_query_groups
+        query, key, value = heads.split([num_queries, num_query_groups, num_query_groups])
+        groups = [part.unflatten(0, (num_query_groups, -1)) for part in (query, key, value)]
+        return torch.cat(groups, dim=1).flatten(0, 2)
+    return ours
 
 
 ALWAYS_IGNORED = (r"rotary_emb\.inv_freq$",)

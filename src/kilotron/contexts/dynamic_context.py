@@ -38,6 +38,8 @@ class DynamicInferenceContext:
         max_encoder_length: int = 0,
     ) -> None:
         self.shape = shape
+        self.max_requests = max_requests
+        self.max_sequence_length = max_sequence_length
         self.storage = KVStorage(shape, kernels)
         self._kernels = kernels
         self._table = RequestTable(max_requests, -(-max_sequence_length // shape.block_size))

@@ -15,6 +15,7 @@ from kilotron.config import KVMode
 from kilotron.contexts.dynamic_context import DynamicInferenceContext
 from kilotron.engines.abstract_engine import AbstractEngine
 from kilotron.engines.computed_rows import ComputedRows, run_alone
+from kilotron.engines.default_parts import default_limits, make_intake
 from kilotron.engines.interruption import run_uninterrupted
 from kilotron.engines.load_figures import EngineCounts, EngineLoadFigures
 from kilotron.engines.request_end import FINAL_STATUS, Listener, caused, error_of, finish, last_item, tell
@@ -59,27 +60,29 @@ class DynamicInferenceEngine(AbstractEngine):
     """One replica's engine.
 
     Args:
-        scheduler: decides who runs.
-        context: owns the KV cache and lays out batches.
         controller: runs the model and samples.
-        intake: checks and numbers requests.
+        context: owns the KV cache and lays out batches.
+        scheduler: decides who runs; None makes one with the default limits.
+        intake: checks and numbers requests; None makes one that knows the controller's model and tokenizer.
         timeline: takes down what happens to each request.
     """
 
     def __init__(
         self,
-        scheduler: Scheduler,
-        context: DynamicInferenceContext,
         controller: TextGenerationController,
-        intake: RequestIntake,
+        context: DynamicInferenceContext,
+        *,
+        scheduler: Scheduler | None = None,
+        intake: RequestIntake | None = None,
         timeline: RequestTimeline | None = None,
     ) -> None:
-        self.scheduler = scheduler
+        self.scheduler = scheduler or Scheduler(default_limits(context), context.shape.num_blocks)
         self.context = context
         self.controller = controller
-        self.intake = intake
+        self.intake = intake or make_intake(controller, context)
         self.timeline = timeline
-        self._suspension = CacheSuspension(scheduler, context.storage)
+        controller.reserve_slots(context.max_requests)
+        self._suspension = CacheSuspension(self.scheduler, context.storage)
         self._requests: dict[int, InferenceRequest] = {}
         self._listeners: dict[int, Listener] = {}
         self._closed_because: str | None = None

@@ -87,9 +87,9 @@ class ProfiledController(TextGenerationController):
         """See `TextGenerationController`."""
         return self.trace.run(super().generate_step, plan, batch, name="generate", category=HOP)
 
-    def sample_from_logits(self, logits: Tensor, slots: list[int], positions: list[int]) -> SampledTokens:
+    def sample_rows(self, logits: Tensor, slots: list[int], positions: list[int]) -> SampledTokens:
         """See `TextGenerationController`."""
-        return self.trace.run(super().sample_from_logits, logits, slots, positions, name="sample", category=HOP)
+        return self.trace.run(super().sample_rows, logits, slots, positions, name="sample", category=HOP)
 
 
 class ProfiledEngine(DynamicInferenceEngine):
@@ -97,8 +97,8 @@ class ProfiledEngine(DynamicInferenceEngine):
 
     scheduler: ProfiledScheduler
 
-    def __init__(self, *args: Any, trace: Trace) -> None:
-        super().__init__(*args)
+    def __init__(self, *args: Any, trace: Trace, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.trace = trace
 
     def step(self) -> list[InferenceRequest]:

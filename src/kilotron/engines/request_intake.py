@@ -23,6 +23,7 @@ from kilotron.errors import (
 from kilotron.inference_request import InferenceRequest, RequestTimings
 from kilotron.sampling.random_uniform import derive_seed
 from kilotron.sampling_params import SamplingParams
+from kilotron.tokenization.line_breaks import newline_after_colon_ids
 from kilotron.tokenization.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | EncoderDecoderPrompt
@@ -135,7 +136,11 @@ class RequestIntake:
 
     def _tokens(self, prompt: str | Sequence[int], params: SamplingParams) -> list[int]:
         if isinstance(prompt, str):
-            tokens = self._prompts.tokenize_prompt(prompt, add_BOS=params.add_BOS)
+            # A controller's own `tokenize_prompt` need not know of add_BOS, and may give a tensor.
+            options = {"add_BOS": True} if params.add_BOS else {}
+            tokens = self._prompts.tokenize_prompt(prompt, **options)
+            if not isinstance(tokens, list):
+                tokens = _as_ids(tokens)
         else:
             tokens = _as_ids(prompt)
         if not tokens:
@@ -204,12 +209,15 @@ class RequestIntake:
     def _bad_word_ids(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         """Each bad word as it is spelled at the start of a text and after a blank."""
         tokenizer = self._prompts.tokenizer
-        if not params.bad_words:
+        if not params.bad_words and not params.prevent_newline_after_colon:
             return ()
         if tokenizer is None:
-            raise InvalidRequestError("bad_words need a tokenizer, and this engine has none")
+            name = "bad_words" if params.bad_words else "prevent_newline_after_colon"
+            raise InvalidRequestError(f"{name} needs a tokenizer, and this engine has none")
         spellings = [text for word in params.bad_words for text in (word.lstrip(" "), " " + word.lstrip(" "))]
         ids = {tuple(tokenizer.tokenize(text, add_special_tokens=False)) for text in spellings}
+        if params.prevent_newline_after_colon:
+            ids |= newline_after_colon_ids(tokenizer)
         return tuple(sorted(ids - {()}))
 
     def _check_ids(self, params: SamplingParams) -> None:

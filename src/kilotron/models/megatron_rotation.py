@@ -24,11 +24,12 @@ def read_positions(args: ConfigFields) -> dict[str, Any]:
         return fields | _latent_rotation(args, kind)
     if KINDS[kind] != "rope":
         return fields
+    scaling = _scaling(args)
     fields |= {
         "rotary_base": args.number("rotary_base", 10000.0),
         "rotary_percent": min(args.number("rotary_percent", 1.0), 1.0),
         "rotary_interleaved": args.flag("rotary_interleaved", False),
-        "rope_scaling": _scaling(args),
+        "rope_scaling": scaling,
         "no_rope_layers": _no_rope_layers(args),
     }
     if kind == "yarn":
@@ -36,7 +37,6 @@ def read_positions(args: ConfigFields) -> dict[str, Any]:
             raise args.wrong("rotary_interleaved", "false, with position_embedding_type = 'yarn',")
         # Megatron's rotates whole heads, whatever rotary_percent says.
         return fields | {"rotary_percent": 1.0, "rope_scaling": _yarn(args, prefix="yarn_")}
-    scaling = fields["rope_scaling"]
     if scaling is not None and scaling.kind == "linear":
         # The length that was saved is the stretched one.
         fields["max_position_embeddings"] = scaling.original_max_position_embeddings

@@ -27,11 +27,11 @@ def check_capacity(request: InferenceRequest, limits: SchedulerLimits, num_block
     num_encoded = len(request.encoder_tokens)
     num_needed += -(-num_encoded // limits.block_size)
     if num_needed > num_blocks - 1:
-        beams = f" for {width} beams" if width > 1 else ""
+        tokens = f"{num_positions + num_encoded} tokens" + (f" for {width} beams" if width > 1 else "")
+        remedy = "fewer tokens or beams" if width > 1 else "fewer tokens"
         raise RequestNeverFitsError(
-            f"request {request.request_id} may need {num_needed} KV blocks ({num_positions + num_encoded} tokens"
-            f"{beams}) but the cache has {num_blocks - 1}; ask for fewer tokens{' or beams' if beams else ''} or raise "
-            "buffer_size_gb"
+            f"request {request.request_id} may need {num_needed} KV blocks ({tokens}) but the cache has "
+            f"{num_blocks - 1}; ask for {remedy} or raise buffer_size_gb"
         )
     if width > limits.max_requests:
         raise RequestNeverFitsError(

@@ -163,7 +163,7 @@ class Scheduler:
                 item.num_scored = row.start + row.score.first + len(row.score.targets)
             if row.samples:
                 item.token_ids.append(next(tokens))
-            if item.beams:
+            if item.place is not None:
                 families[request_id] = item
             elif request_id in ended:
                 del self._requests[request_id]
@@ -201,7 +201,8 @@ class Scheduler:
     def check_ledger(self) -> list[str]:
         """What is wrong with the books; empty when all is well."""
         items = [item for first in self._requests.values() for item in first.family]
-        problems = self.allocator.check_ledger([item.owned_block_ids for item in items])
+        cross = [item.cross.block_ids for item in self._requests.values() if item.cross is not None]
+        problems = self.allocator.check_ledger([item.block_ids for item in items] + cross)
         slots = sorted(self._free_slots + [item.slot for item in self.running if item.slot is not None])
         if slots != list(range(self.limits.max_requests)):
             problems.append("slots are lost or given twice")
@@ -235,9 +236,9 @@ class Scheduler:
                 # before it were its other beams, if it has any.
                 _drop_request(item.request.request_id, rows, moved)
                 break
-            if item.is_moved:
+            if item.place is not None and item.place.is_moved:
                 moved.append(self._admission(item, item.block_ids.copy(), is_beam=True))
-                item.is_moved = False
+                item.place.is_moved = False
             item.block_ids += granted
             row = plan_row(item, length, granted)
             budget.spend(row)
@@ -317,12 +318,12 @@ class Scheduler:
         # What is computed again may have outgrown a step, so it is split whatever the option says.
         is_whole = limits.enable_chunked_prefill or item.request.num_preemptions > 0 or length == item.num_wanted
         if not is_whole or length == 0:
-            _forget_start(item)
+            item.rewind()
             return None
-        count = blocks_missing(item, length, limits.block_size)
+        count = self._blocks_to_start(item, length)
         num_cross = 0 if item.cross is None else len(item.cross.parts) - item.cross.num_cached
         if not self._has_room(count + num_cross + len(item.family) - 1, found):
-            _forget_start(item)
+            item.rewind()
             return None
         self.allocator.share(found)
         granted = self.allocator.allocate(count + num_cross)
@@ -338,7 +339,8 @@ class Scheduler:
             self.counts.admit(item, may_read_cache=may_read_cache)
         for each in item.family:
             each.slot = self._free_slots.pop()
-            each.is_parked = each is not item and bool(each.token_ids)
+            if each.place is not None:
+                each.place.is_parked = each is not item and bool(each.token_ids)
         item.num_registered = len(cached)
         item.block_ids = cached + granted
         self._expect(item)
@@ -346,6 +348,10 @@ class Scheduler:
         row = plan_row(item, length, granted)
         budget.spend(row)
         return row
+
+    def _blocks_to_start(self, item: ScheduledRequest, length: int) -> int:
+        """Blocks that a newcomer gets to compute its first `length` tokens."""
+        return blocks_missing(item, length, self.limits.block_size)
 
     def _has_room(self, count: int, cached: list[int]) -> bool:
         """Whether a newcomer can have `count` blocks beside cached ones. One per running request is left over, so
@@ -357,7 +363,8 @@ class Scheduler:
         source = find_source(item, self._find_cached(item), self.limits.block_size)
         if source is not None:
             start_parked(item, source, self.allocator, self.limits.block_size)
-            self._expect(item)
+            if not item.is_private:
+                self._expect(item)
 
     def _fork_or_stop(
         self,
@@ -372,12 +379,14 @@ class Scheduler:
                 del self._requests[request_id]
                 self._stop_family(item, is_faulty=request_id in faults)
             elif request_id in moves:
-                fork(item.beams, moves[request_id], self.allocator, self.limits.block_size)
+                for beam in item.family:
+                    self._unexpect(beam, beam.chains)
+                fork(item.family, moves[request_id], self.allocator, self.limits.block_size)
                 item.request.status = Status.ACTIVE_AND_GENERATING_TOKENS
 
     def _item_of(self, row: RowPlan) -> ScheduledRequest:
         item = self._requests[row.request_id]
-        return item.beams[row.beam] if item.beams else item
+        return item if item.place is None else item.place.beams[row.beam]
 
     def _admission(self, item: ScheduledRequest, cached: list[int], *, is_beam: bool = False) -> Admission:
         request = item.request
@@ -484,13 +493,6 @@ def _drop_request(request_id: int, rows: list[RowPlan], moved: list[Admission]) 
     """Takes back what was planned for a request that is stopped after all."""
     rows[:] = [row for row in rows if row.request_id != request_id]
     moved[:] = [admission for admission in moved if admission.request_id != request_id]
-
-
-def _forget_start(item: ScheduledRequest) -> None:
-    """A waiting request does not fit: the blocks found for it were never its own."""
-    item.rewind()
-    if item.cross is not None:
-        item.cross.rewind()
 
 
 def _importance(item: ScheduledRequest) -> tuple[int, int]:

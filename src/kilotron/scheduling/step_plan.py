@@ -45,12 +45,12 @@ class RowPlan(NamedTuple):
     samples: bool
     """Whether the last token's logits give a new token."""
     score: ScoreSpan | None = None
+    encoder: EncoderInput | None = None
+    """Encoder-decoder models: what is encoded before the row's tokens can look at it."""
     beam: int = 0
     """Which of the request's beams it is."""
     num_candidates: int = 0
     """Most likely next tokens wanted after the last token, for beam search, instead of one that is drawn."""
-    encoder: EncoderInput | None = None
-    """Encoder-decoder models: what is encoded before the row's tokens can look at it."""
 
     @property
     def needs_logits(self) -> bool:

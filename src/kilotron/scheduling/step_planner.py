@@ -76,11 +76,12 @@ def plan_row(item: ScheduledRequest, length: int, granted: list[int]) -> RowPlan
     is_due = end == len(item.token_ids) and request.max_generated > 0
     score = _score_span(item, start, end) if item.scores_prompt else None
     row = RowPlan(request.request_id, slot, start, item.token_ids[start:end], granted, is_due, score)
-    if item.beams:
-        row = row._replace(samples=False, beam=item.beam, num_candidates=is_due * request.num_candidates)
     cross = item.cross
     if cross is not None and not cross.is_computed:
-        row = row._replace(encoder=EncoderInput(cross.token_ids, sum(map(len, cross.parts[: cross.num_cached]))))
+        num_cached = sum(map(len, cross.parts[: cross.num_cached]))
+        row = row._replace(encoder=EncoderInput(cross.token_ids, num_cached))
+    if item.place is not None:
+        row = row._replace(samples=False, beam=item.place.index, num_candidates=is_due * request.num_candidates)
     return row
 
 

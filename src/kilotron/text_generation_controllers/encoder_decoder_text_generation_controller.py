@@ -5,48 +5,50 @@ from typing import Any
 
 from torch import Tensor
 
-from kilotron.inference_request import InferenceRequest
-from kilotron.models.inference_batch import InferenceBatch
-from kilotron.sampling.sampler import SampledTokens
-from kilotron.scheduling.step_plan import StepPlan, StepResult
+from kilotron.scheduling.step_plan import RowPlan, StepPlan, StepResult
 from kilotron.text_generation_controllers.text_generation_controller import TextGenerationController
 
 
 class EncoderDecoderTextGenerationController(TextGenerationController):
-    """A `TextGenerationController` that knows BART's forced end.
+    """A `TextGenerationController` that knows BART's forced tokens.
 
     Args:
-        forced_eos_token_id: what the last token that a request may generate must be; None for models without.
+        forced_bos_token_id: the first token that a request generates whose decoder is given nothing; None for models
+            without.
+        forced_eos_token_id: the last one that a request may generate.
         **options: see `TextGenerationController`.
     """
 
-    def __init__(self, *arguments: Any, forced_eos_token_id: int | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *arguments: Any,
+        forced_bos_token_id: int | None = None,
+        forced_eos_token_id: int | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(*arguments, **options)
+        self._forced_bos_token_id = forced_bos_token_id
         self._forced_eos_token_id = forced_eos_token_id
-        self._last_positions: dict[int, int] = {}
-        """Slot -> where its request's last token goes, if that is forced."""
 
-    def generate_step(self, plan: StepPlan, batch: InferenceBatch) -> StepResult:
-        """Runs the model and samples for every row that is due."""
-        if self._forced_eos_token_id is not None:
-            for admission in plan.admissions:
-                request = self.progress_of(admission.request_id).request
-                self._last_positions.pop(admission.slot, None)
-                if _may_end_by(request, self._forced_eos_token_id):
-                    self._last_positions[admission.slot] = request.prompt_length + request.max_generated - 1
-        return super().generate_step(plan, batch)
+    def _sample(self, plan: StepPlan, logits: Tensor, num_samples: int) -> StepResult:
+        if self._forced_bos_token_id is not None or self._forced_eos_token_id is not None:
+            rows = (row for row in plan.rows if row.needs_logits)
+            for index, row in enumerate(rows):
+                forced = self._forced_token(row)
+                if forced is not None:
+                    logits[index] = -math.inf
+                    logits[index, forced] = 0.0
+        return super()._sample(plan, logits, num_samples)
 
-    def sample_from_logits(self, logits: Tensor, slots: list[int], positions: list[int]) -> SampledTokens:
-        """One token per row of `logits` [rows, padded vocabulary]."""
-        for row, (slot, position) in enumerate(zip(slots, positions, strict=True)):
-            if self._last_positions.get(slot) == position:
-                logits[row] = -math.inf
-                logits[row, self._forced_eos_token_id] = 0.0
-        return super().sample_from_logits(logits, slots, positions)
-
-
-def _may_end_by(request: InferenceRequest, token_id: int) -> bool:
-    """Whether nothing that the caller asked for forbids it."""
-    params = request.sampling_params
-    is_allowed = params.allowed_token_ids is None or token_id in params.allowed_token_ids
-    return token_id in request.end_ids and is_allowed and params.min_tokens < request.max_generated
+    def _forced_token(self, row: RowPlan) -> int | None:
+        """What the row's next token must be, unless the caller forbids that."""
+        request = self.progress_of(row.request_id).request
+        params, position = request.sampling_params, row.start + len(row.token_ids)
+        forced = None
+        if position == request.prompt_length + request.max_generated - 1:
+            may_end = self._forced_eos_token_id in request.end_ids and params.min_tokens < request.max_generated
+            forced = self._forced_eos_token_id if may_end else None
+        elif position == request.prompt_length == 1:
+            forced = self._forced_bos_token_id
+        is_allowed = params.allowed_token_ids is None or forced in params.allowed_token_ids
+        return forced if is_allowed else None

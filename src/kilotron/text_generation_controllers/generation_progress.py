@@ -85,6 +85,13 @@ class GenerationProgress:
         self._complete_text(tokenizer)
         complete_tables(request, tokenizer)
 
+    def replace_text(self, text: str) -> None:
+        """Takes another text for a request that has ended, up to its stop text, if that ended it."""
+        request = self.request
+        if isinstance(request.stop_reason, str) and not request.sampling_params.detokenize_stop_sequence:
+            text = text.split(request.stop_reason, 1)[0]
+        request.generated_text = text
+
     def take_item(self) -> StreamItem | None:
         """What is new since the last call; None while that is less than the caller's streaming interval."""
         request = self.request

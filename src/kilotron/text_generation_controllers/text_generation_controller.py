@@ -5,19 +5,23 @@ detokenize in a way of your own.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kilotron.errors import KilotronError, NumericalError, SamplingParamsError
+from kilotron.errors import InvalidRequestError, KilotronError, NumericalError, SamplingParamsError
 from kilotron.inference_request import InferenceRequest
-from kilotron.model_inference_wrappers.abstract_model_inference_wrapper import AbstractModelInferenceWrapper
+from kilotron.model_inference_wrappers.context_window_wrapper import as_batch_wrapper
 from kilotron.models.inference_batch import InferenceBatch
 from kilotron.sampling.sampler import SampledTokens, Sampler
 from kilotron.sampling.sampling_table import SamplingTable
+from kilotron.sampling_params import SamplingParams
 from kilotron.scheduling.step_plan import BeamMove, RowPlan, StepPlan, StepResult, TokenScores
 from kilotron.text_generation_controllers.beam_progress import BeamProgress
-from kilotron.text_generation_controllers.generation_progress import GenerationProgress
+from kilotron.text_generation_controllers.generation_progress import GenerationProgress, shown_tokens
+from kilotron.text_generation_controllers.own_sampling import RowSampling
 from kilotron.tokenization.prompt_text import tokenize_prompt
 from kilotron.tokenization.tokenizer import Tokenizer
 
@@ -25,28 +29,45 @@ from kilotron.tokenization.tokenizer import Tokenizer
 class TextGenerationController:
     """Logits to tokens to text for decoder-only models.
 
+    Override `tokenize_prompt`, `sample_from_logits`, `update_generation_status` or `detokenize_generations` for what is
+    to be done in another way; what is not overridden costs nothing.
+
     Args:
-        inference_wrapped_model: the model.
+        inference_wrapped_model: the model: an `AbstractModelInferenceWrapper`, or anything with the methods of a
+            `WindowedModel`.
         tokenizer: None when only token ids go in and out.
-        table: per-slot sampling parameters, one slot per request that can run at once.
-        sampler: draws from the logits, and scores prompts.
+        table: per-slot sampling parameters, one slot per request that can run at once; None makes one that grows.
+        sampler: draws from the logits, and scores prompts; None makes one for the table.
+
+    Raises:
+        ConfigError: the model is no wrapper.
     """
 
     def __init__(
         self,
-        inference_wrapped_model: AbstractModelInferenceWrapper,
+        inference_wrapped_model: Any,
         tokenizer: Tokenizer | None,
         *,
-        table: SamplingTable,
-        sampler: Sampler,
+        table: SamplingTable | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
-        self.inference_wrapped_model = inference_wrapped_model
+        self.inference_wrapped_model = as_batch_wrapper(inference_wrapped_model)
         self.tokenizer = tokenizer
-        self._table = table
-        self._sampler = sampler
+        vocab_size, kernels = self.inference_wrapped_model.vocab_size, self.inference_wrapped_model.kernels
+        self._table = table or SamplingTable(max_requests=1, vocab_size=vocab_size, device=kernels.device)
+        self._sampler = sampler or Sampler(self._table, kernels)
         self._progress: dict[int, GenerationProgress] = {}
         self._beam_moves: dict[int, list[BeamMove]] = {}
-        inference_wrapped_model.prep_model_for_inference()
+        own, plain = type(self), TextGenerationController
+        self._row_sampling: RowSampling | None = None
+        if own.sample_from_logits is not plain.sample_from_logits:
+            self._row_sampling = RowSampling(self._sampler, kernels, vocab_size)
+        self._has_own_text = own.detokenize_generations is not plain.detokenize_generations
+        self.inference_wrapped_model.prep_model_for_inference()
+
+    def reserve_slots(self, max_requests: int) -> None:
+        """So many requests are going to run at once."""
+        self._table.reserve(max_requests)
 
     def tokenize_prompt(self, prompt: str, *, add_BOS: bool = False) -> list[int]:  # noqa: N803 - Megatron's spelling
         """Text to ids; `add_BOS` puts the begin-of-sequence id in front unless it is there.
@@ -81,9 +102,25 @@ class TextGenerationController:
         logits = self.inference_wrapped_model.run_one_forward_step(batch)
         return self._sample(plan, logits, batch.num_samples)
 
-    def sample_from_logits(self, logits: Tensor, slots: list[int], positions: list[int]) -> SampledTokens:
-        """One token per row of `logits` [rows, padded vocabulary]; override it to sample in a way of your own."""
+    def sample_rows(self, logits: Tensor, slots: list[int], positions: list[int]) -> SampledTokens:
+        """One token per row of `logits` [rows, padded vocabulary], all rows at once, as their slots say."""
         return self._sampler.sample(logits, slots, positions)
+
+    def sample_from_logits(
+        self, last_token_logits: Tensor, common_inference_params: SamplingParams, vocab_size: int
+    ) -> Tensor:
+        """Megatron's hook: the next token of each row, [rows] int64. Override it to sample in a way of your own.
+
+        An override gets one row at a time, so that what it does for a request cannot depend on others, and replaces
+        all that the params say of sampling; `super()` samples as they say. Log-probabilities stay the model's own.
+
+        Args:
+            last_token_logits: [rows, padded vocabulary] float32; may be overwritten.
+            common_inference_params: the request's, or others.
+            vocab_size: number of real tokens.
+        """
+        sampling = self._row_sampling or RowSampling(self._sampler, self.inference_wrapped_model.kernels, vocab_size)
+        return sampling.sample_plainly(last_token_logits, common_inference_params)
 
     def update_generation_status(
         self, row: RowPlan, token_id: int | None, result: StepResult
@@ -109,7 +146,7 @@ class TextGenerationController:
         reason = progress.advance(token_id) if token_id is not None else _end_of_scoring(row, progress.request)
         if reason is None:
             return None
-        self.detokenize_generations(progress, reason)
+        self.finish_request(progress, reason)
         return progress.request
 
     def take_beam_moves(self) -> dict[int, list[BeamMove]]:
@@ -117,9 +154,24 @@ class TextGenerationController:
         moves, self._beam_moves = self._beam_moves, {}
         return moves
 
-    def detokenize_generations(self, progress: GenerationProgress, reason: str) -> None:
-        """Completes the text of a request that ends with `reason`."""
+    def finish_request(self, progress: GenerationProgress, reason: str) -> None:
+        """Completes a request that ends with `reason`: its text and its tables."""
         progress.finish(reason)
+        if self._has_own_text:
+            shown = shown_tokens(progress.request, progress.request.generated_tokens)
+            progress.replace_text(self.detokenize_generations(torch.tensor(shown, dtype=torch.int64)))
+
+    def detokenize_generations(self, tokens: Tensor | Sequence[int]) -> str:
+        """Megatron's hook: the text of a request's generated tokens, without the one that ended it.
+
+        Override it to make the final text in a way of your own; what is streamed before the end is not.
+
+        Raises:
+            InvalidRequestError: there is no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise InvalidRequestError("there is no tokenizer, so token ids have no text")
+        return self.tokenizer.detokenize(torch.as_tensor(tokens).tolist())
 
     def end_request(self, request_id: int) -> GenerationProgress:
         """Stops following a request and returns what it came to."""
@@ -137,7 +189,7 @@ class TextGenerationController:
         if reason is None:
             progress.finish("error", SamplingParamsError("the sampling parameters forbid every token that can follow"))
         else:
-            self.detokenize_generations(progress, reason)
+            self.finish_request(progress, reason)
         return request
 
     def _sample(self, plan: StepPlan, logits: Tensor, num_samples: int) -> StepResult:
@@ -155,16 +207,24 @@ class TextGenerationController:
             faults |= beam_faults
             logits = logits[torch.tensor([row.samples for row in rows], device=logits.device)]
             rows = [row for row in rows if row.samples]
-        slots = [row.slot for row in rows]
-        positions = [row.start + len(row.token_ids) for row in rows]
-        sampled = self.sample_from_logits(logits, slots, positions) if rows else SampledTokens([], [], [], {})
-        self._table.record(slots, sampled.token_ids)
+        sampled = self._sample_rows(rows, logits) if rows else SampledTokens([], [], [], {})
         scores = {}
         for row, log_prob, top_n in zip(rows, sampled.log_probs, sampled.top_n, strict=True):
             if log_prob is not None:
                 scores[row.request_id] = TokenScores([log_prob], None if top_n is None else [top_n])
         faults |= {rows[index].request_id: fault for index, fault in sampled.faults.items()}
         return StepResult(sampled.token_ids, scores, prompt_scores, candidates, faults)
+
+    def _sample_rows(self, rows: list[RowPlan], logits: Tensor) -> SampledTokens:
+        slots = [row.slot for row in rows]
+        positions = [row.start + len(row.token_ids) for row in rows]
+        if self._row_sampling is None:
+            sampled = self.sample_rows(logits, slots, positions)
+        else:
+            params = [self._progress[row.request_id].request.sampling_params for row in rows]
+            sampled = self._row_sampling.sample(self.sample_from_logits, logits, params, slots, positions)
+        self._table.record(slots, sampled.token_ids)
+        return sampled
 
     def _list_candidates(
         self, rows: list[RowPlan], logits: Tensor
@@ -199,6 +259,10 @@ class TextGenerationController:
             else:
                 scores[row.request_id] = TokenScores(log_probs, top_n)
         return scores, faults
+
+
+SimpleTextGenerationController = TextGenerationController
+"""Megatron's older name."""
 
 
 def _end_of_scoring(row: RowPlan, request: InferenceRequest) -> str | None:

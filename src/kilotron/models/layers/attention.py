@@ -95,16 +95,16 @@ class CoreAttention(Layer):
             sinks=torch.zeros(num_heads, device=device) if config.softmax_type == "off-by-one" else None,
         )
 
+    def use_position_bias(self, bias: Tensor) -> None:
+        """Scores get this bias by distance from now on; see `AttentionOptions`."""
+        self._options = replace(self._options, position_bias=bias)
+
     @property
     def options(self) -> AttentionOptions:
         """With the sinks as they are loaded now."""
         if self.softmax_offset is None:
             return self._options
         return replace(self._options, sinks=self.softmax_offset)
-
-    def use_position_bias(self, bias: torch.Tensor) -> None:
-        """Scores get this bias from now on: [heads, distances] float32."""
-        self._options = replace(self._options, position_bias=bias)
 
 
 def _make_head_norm(config: TransformerConfig, kernels: KernelBackend, size: int) -> Any:

@@ -1,6 +1,5 @@
 """CrossAttention: a decoder's tokens attend to their request's encoder output, kept in the paged cache."""
 
-import torch
 from torch import Tensor
 
 from kilotron.kernels.interface import AttentionOptions, KernelBackend, KVLayer
@@ -28,8 +27,6 @@ class CrossAttention(Layer):
     def write(self, encoded: Tensor, kv_layers: list[KVLayer], kv_slots: Tensor) -> None:
         """Encoder output [W, hidden] -> keys and values in the cache."""
         heads = self.linear_kv(encoded).view(len(encoded), -1, self.head_size)
-        # The operation wants at least one query.
-        heads = torch.cat((heads[:, :1], heads), dim=1)
         self.kernels.rotate_and_append(heads, None, None, kv_layers[self.layer], kv_slots)
 
     def forward(self, hidden: Tensor, encoder: EncoderBatch, kv_layers: list[KVLayer], residual: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from kilotron.kernels.interface import KernelBackend
@@ -33,7 +32,7 @@ class EncoderAttention(Layer):
         """[E, hidden] of inputs with these lengths -> [E, hidden]; `residual` is added."""
         heads = self.linear_qkv(hidden).view(len(hidden), -1, self.head_size)
         query, key, value = heads.chunk(3, dim=1)
-        context = full_attention(query, key, value, lengths, scale=self.scale, bias=self.position_bias)
+        context = self.kernels.full_attention(query, key, value, lengths, scale=self.scale, bias=self.position_bias)
         return self.linear_proj(context.reshape(len(hidden), -1), residual)
 
 
@@ -42,18 +41,3 @@ def has_own_bias(config: TransformerConfig, layer: int) -> bool:
     own = config.encoder_decoder
     is_relative = config.position_embedding_type == "relative" and own is not None
     return is_relative and (layer == 0 or not own.shares_position_bias)  # type: ignore[union-attr]
-
-
-def full_attention(
-    query: Tensor, key: Tensor, value: Tensor, lengths: np.ndarray, *, scale: float, bias: Tensor | None
-) -> Tensor:
-    """[E, H, D] three times -> [E, H, D]"""
-    parts = []
-    for row in zip(*(x.float().split(lengths.tolist()) for x in (query, key, value)), strict=True):
-        queries, keys, values = (x.transpose(0, 1) for x in row)
-        scores = torch.matmul(queries, keys.transpose(1, 2)) * scale
-        if bias is not None:
-            places, most = torch.arange(scores.shape[-1], device=bias.device), bias.shape[1] // 2
-            scores += bias[:, (places - places[:, None]).clamp(-most, most) + most]
-        parts.append(torch.matmul(scores.softmax(-1), values).transpose(0, 1))
-    return torch.cat(parts).to(query.dtype)

@@ -13,6 +13,8 @@ from kilotron.models.transformer_config import TransformerConfig
 class RelativePositionBias(Layer):
     """One number per bucket and head (Raffel et al. 2020). Expanded over distances once the weights are there."""
 
+    float32_parameters = ("weight",)
+
     def __init__(self, config: TransformerConfig, *, is_causal: bool) -> None:
         super().__init__()
         own = config.encoder_decoder
@@ -35,7 +37,7 @@ class RelativePositionBias(Layer):
             offsets = torch.arange(-self.max_distance, self.max_distance + 1)
             half = self.num_buckets // 2
             buckets = _bucket(offsets.abs(), half, self.max_distance) + half * (offsets > 0)
-        return self.weight.float()[buckets.to(self.weight.device)].t().contiguous()
+        return self.weight[buckets.to(self.weight.device)].t().contiguous()
 
 
 def _bucket(distances: Tensor, num_buckets: int, max_distance: int) -> Tensor:

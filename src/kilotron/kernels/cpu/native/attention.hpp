@@ -84,7 +84,10 @@ class AttentionTask {
             const int64_t next_head = head_ + 1 < call_.kv.heads ? head_ + 1 : head_;
             const Tile next = is_last ? locate(first_tile, next_head, last_position) : locate(tile + 1, head_, last_position);
             score(present, next, rows);
-            weigh(tile, present, rows);
+            if (call_.position_bias == nullptr)
+                weigh<false>(tile, present, rows);
+            else
+                weigh<true>(tile, present, rows);
             mix(present, next, rows);
             present = next;
         }
@@ -230,14 +233,15 @@ class AttentionTask {
     }
 
     // Scores to weights of the online softmax; rescales what was summed under a lower maximum.
+    template <bool has_bias>
     void weigh(int64_t tile, const Tile& groups, int64_t rows) {
         for (int64_t r = 0; r < rows; r++) {
             const int64_t position = position_of(r) - tile * kKeyTile;  // within the tile, or beyond it
             const int64_t begin = call_.window == 0 ? 0 : position - call_.window + 1;
             if (begin <= 0 && position >= kKeyTile - 1)
-                weigh_row<true>(r, begin, position, groups);
+                weigh_row<true, has_bias>(r, begin, position, groups);
             else
-                weigh_row<false>(r, begin, position, groups);
+                weigh_row<false, has_bias>(r, begin, position, groups);
         }
     }
 
@@ -256,11 +260,11 @@ class AttentionTask {
     }
 
     // One row, which sees the positions from `begin` to `end` of the tile, both included; its own is `end`.
-    template <bool sees_all>
+    template <bool sees_all, bool has_bias>
     KILOTRON_INLINE void weigh_row(int64_t r, int64_t begin, int64_t end, const Tile& groups) {
         // Scores in units of ln 2, so that weights are powers of two.
         const float scale = call_.softcap != 0 ? call_.scale / call_.softcap : call_.scale * kLog2OfE;
-        const float bias_scale = call_.softcap != 0 ? 1 / call_.softcap : kLog2OfE;
+        [[maybe_unused]] const float bias_scale = call_.softcap != 0 ? 1 / call_.softcap : kLog2OfE;
         const auto is_seen = [&](int64_t g) { return sees_all || (end >= g * kPanel && begin < (g + 1) * kPanel); };
         const auto only_seen = [&](Vec value, int64_t g, float other) {
             return sees_all ? value : masked(value, begin - g * kPanel, end - g * kPanel, other);
@@ -270,7 +274,7 @@ class AttentionTask {
             if (!is_seen(g)) continue;
             Vec value = mul(load(scratch_.scores + r * kKeyTile + g * kPanel), splat(scale));
             if constexpr (is_int8) value = mul(value, load(groups.key_scales[g]));
-            if (call_.position_bias != nullptr) value = fma(bias_of(r, end - g * kPanel), splat(bias_scale), value);
+            if constexpr (has_bias) value = fma(bias_of(r, end - g * kPanel), splat(bias_scale), value);
             if (call_.softcap != 0) value = mul(tanh(value), splat(call_.softcap * kLog2OfE));
             scores[g] = only_seen(value, g, -INFINITY);
             best = max(best, scores[g]);
