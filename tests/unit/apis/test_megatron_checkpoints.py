@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from kilotron.apis.assembly import BUNDLED_MODEL
 from kilotron.apis.checkpoint_fingerprint import fingerprint
 from kilotron.apis.llm import MegatronLLM
+from kilotron.apis.model_loading import load_model
 from kilotron.checkpoints.open_checkpoint import open_checkpoint
 from kilotron.errors import ConfigError, TokenOutOfRangeError
+from kilotron.model_inference_wrappers.gpt_inference_wrapper import GPTInferenceWrapper
 from kilotron.sampling_params import SamplingParams
 from kilotron.tokenization import ByteTokenizer, NullTokenizer
 from unit.checkpoints.written_megatron import model_tensors, write_legacy
@@ -65,6 +67,12 @@ def test_padded_rows_of_the_vocabulary_are_not_scored() -> None:
     assert len(logits) == NUM_ROWS
     expected = torch.log_softmax(logits[:NUM_TOKENS], dim=-1)[GREEDY[0]].item()
     assert answer.generated_log_probs[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_model_without_an_engine_knows_its_real_vocabulary_too() -> None:
+    model, tokenizer = load_model(DATA / "torch_dist")
+    assert tokenizer is not None
+    assert GPTInferenceWrapper(model).vocab_size == tokenizer.vocab_size == NUM_TOKENS
 
 
 def test_padded_ids_are_refused() -> None:
