@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 
-from kilotron.checkpoints.huggingface import HuggingFaceCheckpoint
+from kilotron.checkpoints.checkpoint import Checkpoint
 
 _SAMPLES = 32
 _SAMPLE_BYTES = 4096
 
 
-def fingerprint(checkpoint: HuggingFaceCheckpoint) -> str:
+def fingerprint(checkpoint: Checkpoint) -> str:
     """32 hex digits; equal for copies of a checkpoint wherever they lie."""
     digest = blake2b(json.dumps(checkpoint.config, sort_keys=True).encode(), digest_size=16)
-    for file in sorted({info.file for info in checkpoint.tensors.values()}):
+    for file in checkpoint.list_files():
         digest.update(f"{file.name} {file.stat().st_size}".encode())
         for sample in samples_of(file):
             digest.update(sample)

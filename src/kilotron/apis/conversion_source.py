@@ -1,30 +1,28 @@
 """What is to be converted: an open checkpoint, its structure, its naming style, and what lies beside its weights."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 
+from kilotron.apis.tokenizer_choice import find_tokenizer
 from kilotron.checkpoints.huggingface import HuggingFaceCheckpoint
 from kilotron.checkpoints.megatron import MegatronCheckpoint
 from kilotron.checkpoints.source_folder import CONFIG_FILE
 from kilotron.checkpoints.weight_names import WeightNames
 from kilotron.errors import CheckpointError
-from kilotron.models.config_fields import ConfigFields
 from kilotron.models.kept_config import KEPT_CONFIG, KEPT_GENERATION_CONFIG, read_kept_config
 from kilotron.models.quantization.formats import find_format
-from kilotron.models.registry import find_architecture
+from kilotron.models.registry import find_architecture, read_transformer_config
 from kilotron.models.transformer_config import TransformerConfig
+from kilotron.tokenization.loading import TOKENIZER_FILES
 
 GENERATION_CONFIG_FILE = "generation_config.json"
 
-# Everything a tokenizer may consist of.
-TOKENIZER_FILES = (
-    "*token*.json", "*.tiktoken", "*.model", "vocab*", "merges.txt", "spiece.model", "chat_template*", "*.jinja",
-    "special_tokens_map.json",
-)  # fmt: skip
+# What belongs to a tokenizer beside the files by which one is known.
+CHAT_TEMPLATES = ("*.jinja", "chat_template*.json", "additional_chat_templates/*.jinja")
 MOST_TOKENIZER_FILES = 100
+
 AnyCheckpoint = HuggingFaceCheckpoint | MegatronCheckpoint
 
 
@@ -39,7 +37,8 @@ class ConversionSource:
     kept_config: str | None
     """The text of its config.json, or of the one it was once converted from, where that still describes it."""
     kept_generation_config: str | None
-    tokenizer_files: list[Path]
+    tokenizer: str | None
+    """What `load_tokenizer` makes its tokenizer of."""
 
     @property
     def format(self) -> str:
@@ -58,19 +57,28 @@ class ConversionSource:
         return digest.hexdigest()
 
 
-def read_source(checkpoint: AnyCheckpoint, tokenizer: Path | None = None) -> ConversionSource:
-    """Looks at an open checkpoint. `tokenizer` is the folder of its tokenizer, if that does not lie beside it.
+def read_source(checkpoint: AnyCheckpoint, tokenizer: str | None = None) -> ConversionSource:
+    """Looks at an open checkpoint. `tokenizer` is what its tokenizer is made of, if that does not lie beside it.
 
     Raises:
-        CheckpointError: it is quantized, or not one of a known architecture.
+        CheckpointError: it is quantized, or of an architecture that is not converted.
     """
-    folders = [tokenizer] if tokenizer is not None else tokenizer_folders(checkpoint)
-    files = next((files for folder in folders if (files := list(_tokenizer_files(folder)))), [])
-    if tokenizer is not None and not files:
-        raise CheckpointError(f"{tokenizer} has no tokenizer files; give the folder that holds tokenizer.json")
-    if isinstance(checkpoint, HuggingFaceCheckpoint):
-        return _huggingface_source(checkpoint, files)
-    return _megatron_source(checkpoint, files)
+    architecture = find_architecture(checkpoint.config)
+    config = read_transformer_config(checkpoint.config, checkpoint.tensors)
+    if config.encoder_decoder is not None:
+        raise CheckpointError(
+            f"{checkpoint.folder} is an encoder-decoder model; only decoders are converted. Kilotron runs it as it is"
+        )
+    find_kept = _kept_of_huggingface if isinstance(checkpoint, HuggingFaceCheckpoint) else _kept_of_megatron
+    kept_config, kept_generation_config = find_kept(checkpoint, config)
+    return ConversionSource(
+        checkpoint=checkpoint,
+        config=config,
+        names=architecture.weight_names,
+        kept_config=kept_config,
+        kept_generation_config=kept_generation_config,
+        tokenizer=tokenizer or find_tokenizer(checkpoint),
+    )
 
 
 def format_of(checkpoint: AnyCheckpoint) -> str:
@@ -78,50 +86,26 @@ def format_of(checkpoint: AnyCheckpoint) -> str:
     return "huggingface" if isinstance(checkpoint, HuggingFaceCheckpoint) else "megatron"
 
 
-def tokenizer_folders(checkpoint: AnyCheckpoint) -> list[Path]:
-    """Where a checkpoint's tokenizer may lie, the likeliest place first."""
-    folder = checkpoint.folder
-    return [folder / "tokenizer", folder, folder.parent / "tokenizer", folder.parent]
+def list_tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a tokenizer, relative to their folder."""
+    found = (path for pattern in (*TOKENIZER_FILES, *CHAT_TEMPLATES) for path in folder.glob(pattern))
+    files = sorted({path.relative_to(folder) for path in islice(found, MOST_TOKENIZER_FILES) if path.is_file()})
+    return [file for file in files if not file.name.endswith((".safetensors", ".bin", ".pt", ".distcp"))]
 
 
-def has_tokenizer(checkpoint: AnyCheckpoint) -> bool:
-    """Whether there is any tokenizer file beside it."""
-    return any(True for folder in tokenizer_folders(checkpoint) for _ in _tokenizer_files(folder))
-
-
-def _huggingface_source(checkpoint: HuggingFaceCheckpoint, tokenizer_files: list[Path]) -> ConversionSource:
+def _kept_of_huggingface(checkpoint: AnyCheckpoint, config: TransformerConfig) -> tuple[str | None, str | None]:
     if find_format(checkpoint.config) is not None:
         raise CheckpointError(
-            f"{checkpoint.folder}: its weights are quantized, and Megatron has no such form: convert the plain checkpoint "
-            "it was made from; kilotron quantizes that when it loads it (--quantization)"
+            f"{checkpoint.folder}: its weights are quantized, and Megatron has no such form: convert the plain "
+            "checkpoint it was made from; kilotron quantizes that when it loads it (--quantization)"
         )
-    architecture = find_architecture(checkpoint.config)
+    text = (checkpoint.folder / CONFIG_FILE).read_text(encoding="utf-8")
     generation_file = checkpoint.folder / GENERATION_CONFIG_FILE
-    return ConversionSource(
-        checkpoint=checkpoint,
-        config=architecture.read_config(ConfigFields(checkpoint.config)),
-        names=architecture.weight_names,
-        kept_config=(checkpoint.folder / CONFIG_FILE).read_text(encoding="utf-8"),
-        kept_generation_config=generation_file.read_text(encoding="utf-8") if checkpoint.generation_config else None,
-        tokenizer_files=tokenizer_files,
-    )
+    return text, generation_file.read_text(encoding="utf-8") if checkpoint.generation_config else None
 
 
-def _megatron_source(checkpoint: MegatronCheckpoint, tokenizer_files: list[Path]) -> ConversionSource:
-    architecture = find_architecture(checkpoint.config)
-    config = architecture.read_config(ConfigFields(checkpoint.config, "Megatron's arguments"))
-    is_kept = read_kept_config(checkpoint.args, config) is not None
-    generation_config = checkpoint.args.get(KEPT_GENERATION_CONFIG)
-    return ConversionSource(
-        checkpoint=checkpoint,
-        config=config,
-        names=architecture.weight_names,
-        kept_config=checkpoint.args[KEPT_CONFIG] if is_kept else None,
-        kept_generation_config=generation_config if isinstance(generation_config, str) else None,
-        tokenizer_files=tokenizer_files,
-    )
-
-
-def _tokenizer_files(folder: Path) -> Iterator[Path]:
-    found = {file for pattern in TOKENIZER_FILES for file in islice(folder.glob(pattern), MOST_TOKENIZER_FILES)}
-    return (file for file in sorted(found) if file.is_file())
+def _kept_of_megatron(checkpoint: AnyCheckpoint, config: TransformerConfig) -> tuple[str | None, str | None]:
+    args = checkpoint.config
+    is_kept = read_kept_config(args, config) is not None
+    generation_config = args.get(KEPT_GENERATION_CONFIG)
+    return args[KEPT_CONFIG] if is_kept else None, generation_config if isinstance(generation_config, str) else None

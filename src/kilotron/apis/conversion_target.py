@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ from kilotron.apis.conversion_source import (
     GENERATION_CONFIG_FILE,
     AnyCheckpoint,
     ConversionSource,
+    list_tokenizer_files,
 )
 from kilotron.checkpoints.huggingface import HuggingFaceCheckpoint
 from kilotron.checkpoints.huggingface_writer import shard_file_name, write_safetensors, write_shard_index
@@ -106,8 +107,8 @@ class MegatronTarget:
 
     def complete(self, folder: UnfinishedFolder, files: Mapping[str, tuple[Sequence[OutputTensor], Facts]]) -> None:
         """Arguments, tokenizer, `.metadata`, and the tracker file last."""
-        tokenizer = _copy_files(self.source.tokenizer_files, folder.path / RELEASE / TOKENIZER_FOLDER)
-        args = self._args(has_tokenizer=tokenizer)
+        has_tokenizer = _copy_tokenizer(self.source.tokenizer, folder.path / RELEASE / TOKENIZER_FOLDER)
+        args = self._args(has_tokenizer=has_tokenizer)
         common = folder.write_file(
             f"{RELEASE}/{COMMON_FILE}",
             lambda stream: {"entries": write_common_state(stream, args, self.places)},
@@ -183,7 +184,7 @@ class HuggingFaceTarget:
         """Index, configuration and tokenizer."""
         if len(files) > 1:
             write_shard_index(folder.path, {name: outputs for name, (outputs, _) in files.items()})
-        _copy_files(self.source.tokenizer_files, folder.path)
+        _copy_tokenizer(self.source.tokenizer, folder.path)
         if self.source.kept_generation_config is not None:
             text = self.source.kept_generation_config
             (folder.path / GENERATION_CONFIG_FILE).write_text(text, encoding="utf-8")
@@ -201,7 +202,7 @@ def _kept_text(source: ConversionSource, config: TransformerConfig, architecture
     values = json.loads(source.kept_config)
     if architecture not in (None, values["architectures"][0]):
         return None
-    written = {"vocab_size": config.vocab_size}
+    written: dict[str, Any] = {"vocab_size": config.vocab_size}
     dtype = str(config.params_dtype).removeprefix("torch.")
     written |= {key: dtype for key in ("dtype", "torch_dtype") if key in values}
     if all(values.get(name, value) == value for name, value in written.items()):
@@ -209,11 +210,14 @@ def _kept_text(source: ConversionSource, config: TransformerConfig, architecture
     return json.dumps(values | written, indent=2) + "\n"
 
 
-def _copy_files(files: Iterable[Path], folder: Path) -> bool:
-    """Copies files into a folder; whether there were any."""
-    files = list(files)
-    if files:
-        folder.mkdir(parents=True, exist_ok=True)
+def _copy_tokenizer(source: str | None, folder: Path) -> bool:
+    """Copies a tokenizer's files into a folder; whether there were any."""
+    origin = None if source is None else Path(source)
+    if origin is None or not origin.exists():  # none, or one that needs no files
+        return False
+    origin = origin if origin.is_dir() else origin.parent
+    files = list_tokenizer_files(origin)
     for file in files:
-        shutil.copyfile(file, folder / file.name)
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(origin / file, folder / file)
     return bool(files)

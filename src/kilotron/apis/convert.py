@@ -55,7 +55,7 @@ class ConversionOptions:
     vocab_size: int | None = None
     """Rows that count in a padded vocabulary; None asks config and tokenizer."""
     tokenizer: str | None = None
-    """Folder of the tokenizer; None looks beside the source."""
+    """Folder of the tokenizer, or `null:N`; None looks beside the source."""
     transformer_impl: Literal["transformer_engine", "local"] = "transformer_engine"
     """Which of Megatron's implementations the names are for; they differ in mixtures of experts."""
     max_shard_bytes: int = 5 * 10**9
@@ -94,6 +94,10 @@ class _Shard(NamedTuple):
         return [output for _, outputs in self.parts for output in outputs]
 
     @property
+    def labels(self) -> list[str]:
+        return [reading.parameter.label for reading, _ in self.parts]
+
+    @property
     def num_bytes(self) -> int:
         return sum(output.num_bytes for output in self.outputs)
 
@@ -121,8 +125,7 @@ def convert_checkpoint(
     with open_checkpoint(source) as checkpoint:
         if final.resolve() in (folder := checkpoint.folder.resolve(), *folder.parents):
             raise CheckpointError(f"{final} holds the source itself; choose another output")
-        tokenizer = None if options.tokenizer is None else Path(options.tokenizer).expanduser()
-        opened = read_source(checkpoint, tokenizer)
+        opened = read_source(checkpoint, options.tokenizer)
         job = _Job(opened, final, options, on_progress or (lambda *_: None))
         return job.run(measure_free)
 
@@ -149,7 +152,7 @@ class _Job:
         """Writes, reads back, and gives the folder its name."""
         self.notes += self._leftovers()
         folder = UnfinishedFolder.open(self.final, work=self._work(), overwrite=self.options.overwrite)
-        done = {shard.name: facts for shard in self.shards if (facts := folder.facts_of(shard.name)) is not None}
+        done = {shard.name: facts for shard in self.shards if (facts := _facts_of(folder, shard)) is not None}
         folder.require_free(sum(shard.num_bytes for shard in self.shards if shard.name not in done), measure_free)
         files = self._write_all(folder, done)
         try:
@@ -174,7 +177,7 @@ class _Job:
 
     def _choose_target(self) -> ConversionTarget:
         source, options = self.source, self.options
-        if not source.tokenizer_files:
+        if source.tokenizer is None:
             self.notes.append("no tokenizer was found beside the source; --tokenizer FOLDER adds one")
         to = options.to or ("megatron" if source.format == "huggingface" else "huggingface")
         if to == source.format:
@@ -189,7 +192,7 @@ class _Job:
                     "and can convert it back"
                 )
             return MegatronTarget.of(source, self.final, options.transformer_impl)
-        tokenizer = load_tokenizer(source.tokenizer_files[0].parent) if source.tokenizer_files else None
+        tokenizer = None if source.tokenizer is None else load_tokenizer(source.tokenizer)
         config = replace(
             source.config,
             vocab_size=self._choose_vocab_size(tokenizer),
@@ -274,8 +277,8 @@ class _Job:
 
     def _write_shard(self, stream: DigestingStream, *, shard: _Shard) -> Facts:
         facts = self.target.write_weights(stream, shard.outputs)
-        labels = [reading.parameter.label for reading, _ in shard.parts]
-        return {**facts, "digests": {label: self.digests[label] for label in labels}}
+        self.source.checkpoint.drop_pages()
+        return {**facts, "digests": {label: self.digests[label] for label in shard.labels}}
 
     def _on_read(self, parameter: Parameter, value: torch.Tensor) -> None:
         self.digests[parameter.label] = _digest(value)
@@ -290,7 +293,7 @@ class _Job:
         progress = _Progress(self.on_progress, "verifying", sum(shard.num_bytes for shard in self.shards))
         config = self.target.config
         with self.target.open_result(folder) as result:
-            if differing := differences(read_transformer_config(result.config), config):
+            if differing := differences(read_transformer_config(result.config, result.tensors), config):
                 raise BrokenCheckpointError(f"{folder}: it is read as another model: {'; '.join(differing)}")
             reader = ParameterReader(result, config, self.target.names)
             parameters = [self._cut(parameter) for parameter in self.parameters]
@@ -299,8 +302,8 @@ class _Job:
                 value = reader.read(parameter)
                 if _digest(value) != self.digests[parameter.label]:
                     raise BrokenCheckpointError(
-                        f"{folder}: {parameter.label} came back from the disk otherwise than it was written; the disk or "
-                        "memory is faulty, or another program wrote there: remove that folder and try again"
+                        f"{folder}: {parameter.label} came back from the disk otherwise than it was written: the disk "
+                        "or memory is faulty, or another program wrote there; remove that folder and try again"
                     )
                 progress.add(value.nbytes)
 
@@ -327,6 +330,14 @@ class _Progress:
     def add(self, num_bytes: int) -> None:
         self._bytes_done += num_bytes
         self._on_progress(self._doing, self._bytes_done, self._bytes_total)
+
+
+def _facts_of(folder: UnfinishedFolder, shard: _Shard) -> Facts | None:
+    """What an earlier run noted of a file that needs not be written again."""
+    facts = folder.facts_of(shard.name)
+    if facts is None or not isinstance(facts.get("digests"), dict) or facts["digests"].keys() != set(shard.labels):
+        return None
+    return facts
 
 
 def _digest(value: torch.Tensor) -> str:

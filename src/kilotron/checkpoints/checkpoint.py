@@ -29,6 +29,10 @@ class Checkpoint(ABC):
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(dict(tensors))
         self.total_bytes = sum(info.num_bytes for info in self.tensors.values())
 
+    def list_files(self) -> list[Path]:
+        """The files in which the tensors lie, whole or in part."""
+        return sorted({info.file for info in self.tensors.values()})
+
     def require(
         self, name: str, *, shape: tuple[int, ...] | None = None, dtypes: Collection[str] | None = None
     ) -> TensorInfo:

@@ -1,6 +1,6 @@
 """Where tensors lie in a Megatron `torch_dist` checkpoint: full tensors by their canonical names to keys and chunks.
 
-As megatron-core 0.19 has it: equal layers are one tensor [layers, ...] under one key, experts one tensor [experts, ...].
+As megatron-core 0.19 has it: equal layers are one tensor [layers, ...] under one key, and so are experts.
 Knows names and shapes only.
 """
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch.distributed.checkpoint import FileSystemWriter
-from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.filesystem import FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
@@ -35,7 +34,7 @@ CHECKPOINT_VERSION = 3.0
 FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
 
 Entry = list[Any]
-"""[name, first byte, number of bytes] of what lies in a file; a name is a tensor's canonical one, or a byte object's."""
+"""[name, first byte, number of bytes] of what lies in a file; the name is a tensor's canonical one, or an object's."""
 
 
 def chunk_file_name(index: int) -> str:

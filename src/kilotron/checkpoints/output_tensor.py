@@ -1,4 +1,4 @@
-"""OutputTensor: a tensor that is to be written, made only when its turn comes; and a stream that knows its own digest."""
+"""OutputTensor: a tensor that is to be written, made when its turn comes; and a stream that knows its own digest."""
 
 import hashlib
 from collections.abc import Callable
@@ -63,7 +63,7 @@ def bytes_of(tensor: "torch.Tensor") -> memoryview:
     import torch
 
     flat = tensor.detach().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()).cast("B")
+    return flat.view(torch.uint8).numpy().data.cast("B")
 
 
 def read_checked(tensor: OutputTensor) -> "torch.Tensor":

@@ -98,7 +98,7 @@ class UnfinishedFolder:
         return facts
 
     def write_file(self, name: str, write: Callable[[DigestingStream], Mapping[str, Any]]) -> dict[str, Any]:
-        """Has a file written under another name, synced, renamed, and noted with what `write` gives (plain JSON values).
+        """Has a file written, synced, renamed, and noted with what `write` gives (plain JSON values).
 
         Raises:
             CheckpointError: the disk is full. All files done so far stay.
@@ -158,8 +158,8 @@ def explain_full_disk(error: OSError, folder: Path) -> Exception:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return error
     return CheckpointError(
-        f"{folder.parent}: the disk is full ({error.strerror}). What is done is kept in {folder}: make room and run the "
-        "same command again to go on, or remove that folder"
+        f"{folder.parent}: the disk is full ({error.strerror}). What is done is kept in {folder}: make room and run "
+        "the same command again to go on, or remove that folder"
     )
 
 
@@ -206,7 +206,7 @@ def _is_intact(file: Path, noted: Mapping[str, Any]) -> bool:
                 digest.update(chunk)
     except OSError:
         return False
-    return digest.hexdigest() == noted["sha256"]
+    return bool(digest.hexdigest() == noted["sha256"])
 
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -3,13 +3,17 @@
 import re
 import sys
 from contextlib import ExitStack
-from typing import Annotated, Literal
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
 from kilotron.cli.failures import UsageError
 from kilotron.cli.options import OUTPUT_GROUP, RUN, RunOptions, flag, switch
 from kilotron.cli.output import format_bytes, note, print_json
+
+if TYPE_CHECKING:
+    from kilotron.apis.convert import ConversionOptions, ConversionReport
 
 _RESULT = Group("Result", sort_key=1)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB|KiB|MiB|GiB|TiB)?", re.IGNORECASE)
@@ -23,30 +27,46 @@ Source = Annotated[str, Parameter(help="Checkpoint folder, or Hugging Face id.")
 Output = Annotated[str, Parameter(help="Folder to write, which must not be there yet.")]
 
 
+@Parameter(name="*", group=_RESULT)
+@dataclass(frozen=True, kw_only=True)
+class ResultOptions:
+    """What is written. Fields of ConversionOptions."""
+
+    to: Annotated[Literal["megatron", "huggingface"] | None, flag("Format to write; by default the other one.")] = None
+    architecture: Annotated[
+        str | None, flag("Of a Hugging Face result, such as LlamaForCausalLM; by default the plainest one.")
+    ] = None
+    vocab_size: Annotated[
+        int | None, flag("Rows of a padded vocabulary that count; by default what the tokenizer says.")
+    ] = None
+    tokenizer: Annotated[str | None, flag("Folder of the tokenizer; by default that beside the source.")] = None
+    transformer_impl: Annotated[
+        Literal["transformer_engine", "local"],
+        flag("Megatron's --transformer-impl that will load a Megatron result."),
+    ] = "transformer_engine"
+    max_shard_size: Annotated[str, flag("Largest file of weights, such as 500MB.")] = "5GB"
+    overwrite: Annotated[bool, switch("Replace the folder if it is there.")] = False
+
+    def to_options(self) -> "ConversionOptions":
+        """Raises UsageError when a size makes no sense."""
+        max_shard_bytes = _parse_size(self.max_shard_size)
+        if self.vocab_size is not None and self.vocab_size < 1:
+            raise UsageError(f"--vocab-size must be positive, not {self.vocab_size}")
+        from kilotron.apis.convert import ConversionOptions
+
+        values = {name: value for name, value in asdict(self).items() if name != "max_shard_size"}
+        return ConversionOptions(**values, max_shard_bytes=max_shard_bytes)
+
+
+RESULT = ResultOptions()
+
+
 def convert(
     source: Source,
     output: Output,
     /,
     *,
-    to: Annotated[
-        Literal["megatron", "huggingface"] | None, flag("Format to write; by default the other one.", group=_RESULT)
-    ] = None,
-    architecture: Annotated[
-        str | None,
-        flag("Of a Hugging Face result, such as LlamaForCausalLM; by default the plainest one.", group=_RESULT),
-    ] = None,
-    vocab_size: Annotated[
-        int | None, flag("Rows of a padded vocabulary that count; by default what the tokenizer says.", group=_RESULT)
-    ] = None,
-    tokenizer: Annotated[
-        str | None, flag("Folder of the tokenizer; by default that beside the source.", group=_RESULT)
-    ] = None,
-    transformer_impl: Annotated[
-        Literal["transformer_engine", "local"],
-        flag("Megatron's --transformer-impl that will load a Megatron result.", group=_RESULT),
-    ] = "transformer_engine",
-    max_shard_size: Annotated[str, flag("Largest file of weights, such as 500MB.", group=_RESULT)] = "5GB",
-    overwrite: Annotated[bool, switch("Replace the folder if it is there.", group=_RESULT)] = False,
+    result: ResultOptions = RESULT,
     json: Annotated[bool, switch("Tell the result as one JSON object.", group=OUTPUT_GROUP)] = False,
     run: RunOptions = RUN,
 ) -> int:
@@ -60,20 +80,9 @@ def convert(
       kilotron convert Qwen/Qwen3-0.6B ./megatron
       kilotron convert ./megatron ./back --max-shard-size 2GB
     """
-    max_shard_bytes = _parse_size(max_shard_size)
-    if vocab_size is not None and vocab_size < 1:
-        raise UsageError(f"--vocab-size must be positive, not {vocab_size}")
-    from kilotron.apis.convert import FORMAT_NAMES, ConversionOptions, convert_checkpoint
+    options = result.to_options()
+    from kilotron.apis.convert import convert_checkpoint
 
-    options = ConversionOptions(
-        to=to,
-        architecture=architecture,
-        vocab_size=vocab_size,
-        tokenizer=tokenizer,
-        transformer_impl=transformer_impl,
-        max_shard_bytes=max_shard_bytes,
-        overwrite=overwrite,
-    )
     try:
         with _Bars(is_wanted=run.progress) as bars:
             report = convert_checkpoint(source, output, options, on_progress=bars.update)
@@ -84,15 +93,21 @@ def convert(
         note(line)
     if json:
         print_json(report.describe())
-        return 0
+    else:
+        print(_sentence(report))
+        print(report.folder)
+    return 0
+
+
+def _sentence(report: "ConversionReport") -> str:
+    from kilotron.apis.convert import FORMAT_NAMES
+
     kept = f", {report.num_files_kept} of them kept from an earlier run" if report.num_files_kept else ""
     files = f"{report.num_files} file{'s' if report.num_files != 1 else ''}"
-    print(
+    return (
         f"{FORMAT_NAMES[report.source_format]} to {FORMAT_NAMES[report.format]} ({report.architecture}): "
         f"{report.num_tensors} tensors, {format_bytes(report.num_bytes)} in {files}{kept}, read back and found equal"
     )
-    print(report.folder)
-    return 0
 
 
 class _Bars(ExitStack):

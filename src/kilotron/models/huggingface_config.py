@@ -7,15 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
 
-import torch
-
 from kilotron.errors import CheckpointError, UnknownArchitectureError
 from kilotron.models.architectures import ARCHITECTURES
 from kilotron.models.config_fields import ConfigFields
 from kilotron.models.structure import differences
 from kilotron.models.transformer_config import TransformerConfig
 
-ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu"}
+# Where transformers calls an activation otherwise.
+ACTIVATIONS = {"gelu_tanh": "gelu_new"}
 MOST_SHOWN = 6
 
 
@@ -39,8 +38,7 @@ def write_huggingface_config(config: TransformerConfig, architecture: str | None
         )
     lacking: dict[str, list[str]] = {}
     for name in [architecture] if architecture else CANDIDATES:
-        values = _written(name, config)
-        missing = _missing(config, name, values)
+        values, missing = _try(name, config)
         if not missing:
             return values
         lacking[name] = missing
@@ -53,24 +51,19 @@ def write_huggingface_config(config: TransformerConfig, architecture: str | None
     )
 
 
-def _written(name: str, config: TransformerConfig) -> dict[str, Any]:
+def _try(name: str, config: TransformerConfig) -> tuple[dict[str, Any], list[str]]:
+    """The config.json of an architecture, and what its reader makes otherwise of it."""
     candidate = CANDIDATES[name]
-    values = {"architectures": [name], "model_type": candidate.model_type, **candidate.write(config)}
-    values["dtype"] = values["torch_dtype"] = str(config.params_dtype).removeprefix("torch.")
-    if config.params_dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise CheckpointError(f"params_dtype = {config.params_dtype}: float32, bfloat16 or float16 is needed")
-    # Also when there are none, since the classes' own ids may lie outside the vocabulary.
+    dtype = str(config.params_dtype).removeprefix("torch.")
     end = config.eos_token_ids
-    return values | {"bos_token_id": config.bos_token_id, "eos_token_id": end[0] if len(end) == 1 else [*end] or None}
-
-
-def _missing(config: TransformerConfig, name: str, values: Mapping[str, Any]) -> list[str]:
-    """What an architecture makes otherwise of what was written for it."""
     try:
-        read = ARCHITECTURES[name].read_config(ConfigFields(values))
+        values = {"architectures": [name], "model_type": candidate.model_type, **candidate.write(config)}
+        # Also when there are no ids, since the classes' own may lie outside the vocabulary.
+        values |= {"bos_token_id": config.bos_token_id, "eos_token_id": end[0] if len(end) == 1 else [*end] or None}
+        values |= {"dtype": dtype, "torch_dtype": dtype}
+        return values, differences(ARCHITECTURES[name].read_config(ConfigFields(values)), config)
     except CheckpointError as error:
-        return [str(error)] * len(fields(TransformerConfig))  # further away than any that can be read
-    return differences(read, config)
+        return {}, [str(error)] * len(fields(TransformerConfig))  # further away than any that can be read
 
 
 def _gpt2(config: TransformerConfig) -> dict[str, Any]:
@@ -158,6 +151,39 @@ def _phi3(config: TransformerConfig) -> dict[str, Any]:
     return _partly_rotated(_decoder(config) | {"sliding_window": _first_window(config)}, config)
 
 
+def _nemotron(config: TransformerConfig) -> dict[str, Any]:
+    biases = {"attention_bias": config.add_qkv_bias, "mlp_bias": config.add_mlp_bias}
+    return _partly_rotated(_decoder(config) | biases | {"norm_eps": config.layernorm_epsilon}, config)
+
+
+def _deepseek_v3(config: TransformerConfig) -> dict[str, Any]:
+    latent = config.latent_attention
+    if latent is None or config.moe_ffn_hidden_size is None:
+        raise CheckpointError("latent_attention and num_moe_experts are None: DeepSeek-V3 has both")
+    values = {name: value for name, value in _decoder(config).items() if name != "head_dim"}
+    dense_layers = [layer for layer in range(config.num_layers) if not config.is_moe_layer(layer)]
+    shared = config.moe_shared_expert_intermediate_size or 0
+    return values | {
+        "q_lora_rank": latent.q_lora_rank,
+        "kv_lora_rank": latent.kv_lora_rank,
+        "qk_nope_head_dim": latent.qk_head_dim,
+        "qk_rope_head_dim": latent.qk_pos_emb_head_dim,
+        "v_head_dim": latent.v_head_dim,
+        "rope_interleave": latent.rotary_interleaved,
+        "first_k_dense_replace": len(dense_layers),
+        "n_routed_experts": config.num_moe_experts,
+        "num_experts_per_tok": config.moe_router_topk,
+        "moe_intermediate_size": config.moe_ffn_hidden_size,
+        "n_shared_experts": shared // config.moe_ffn_hidden_size,
+        "norm_topk_prob": config.norm_topk_prob,
+        "routed_scaling_factor": config.moe_router_topk_scaling_factor or 1.0,
+        "n_group": config.moe_router_num_groups or 1,
+        "topk_group": config.moe_router_group_topk or 1,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+    }
+
+
 def _partly_rotated(values: dict[str, Any], config: TransformerConfig) -> dict[str, Any]:
     """Of the classes in transformers, few take a share of each head; the others fail on it."""
     percent = {"partial_rotary_factor": config.rotary_percent}
@@ -221,4 +247,6 @@ CANDIDATES: Mapping[str, Candidate] = {
     "Qwen3MoeForCausalLM": Candidate("qwen3_moe", _qwen3_moe),
     "Phi3ForCausalLM": Candidate("phi3", _phi3),
     "GPTNeoXForCausalLM": Candidate("gpt_neox", _gpt_neox),
+    "NemotronForCausalLM": Candidate("nemotron", _nemotron),
+    "DeepseekV3ForCausalLM": Candidate("deepseek_v3", _deepseek_v3),
 }

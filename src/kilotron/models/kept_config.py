@@ -36,8 +36,9 @@ def read_kept_config(args: Mapping[str, Any], read: TransformerConfig) -> Transf
         config = architecture.read_config(ConfigFields(values, KEPT_CONFIG))
     except (CheckpointError, KeyError, IndexError):
         return None
-    said = {name: value for name, value in megatron_args(config).items() if name not in CHANGEABLE}
-    if any(_plain(args.get(name)) != _plain(value) for name, value in said.items()):
+    # Another version may have written fewer arguments.
+    said = {name: value for name, value in megatron_args(config).items() if name in args and name not in CHANGEABLE}
+    if any(_plain(args[name]) != _plain(value) for name, value in said.items()):
         return None
     return replace(config, vocab_size=read.vocab_size, params_dtype=read.params_dtype)
 

@@ -214,6 +214,11 @@ def _layer_gaps(config: TransformerConfig) -> Iterator[str]:
         yield "attention and MLP side by side (parallel residual)"
     if config.qk_layernorm == "projection":
         yield "norms over the whole of query and key"
+    latent = config.latent_attention
+    if latent is not None and latent.norm_epsilon not in (None, config.layernorm_epsilon):
+        yield "norms of latent vectors with an epsilon of their own"
+    if latent is not None and not latent.rotary_interleaved:
+        yield "latent attention that rotates halves, not pairs"
     if config.embedding_multiplier != 1.0:
         yield "scaled embeddings"
     known = ("silu", "quick_gelu") if config.gated_linear_unit else ("gelu", "gelu_tanh", "relu2")

@@ -4,7 +4,7 @@ In between is our form: Megatron's names, all queries before all keys before all
 and names, no file formats.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +15,7 @@ from kilotron.checkpoints.output_tensor import OutputTensor
 from kilotron.checkpoints.weight_names import Arrangement, TensorSource, WeightNames, arrange_back, rearrange
 from kilotron.errors import BrokenCheckpointError, CheckpointError
 from kilotron.kernels.registry import choose_backend
+from kilotron.models.encoder_decoder_model import EncoderDecoderModel
 from kilotron.models.gpt_model import GPTModel
 from kilotron.models.layers.experts import ExpertLinear
 from kilotron.models.layers.linear import Linear
@@ -45,7 +46,7 @@ class Parameter:
         """Its name, unique among all parameters."""
         return self.name if self.expert is None else f"{self.name}[{self.expert}]"
 
-    def stored_names(self, names: WeightNames, stored: Mapping[str, object]) -> tuple[tuple[str, ...], Arrangement]:
+    def stored_names(self, names: WeightNames, stored: Collection[str]) -> tuple[tuple[str, ...], Arrangement]:
         """What the tensors are called that it is made of, and how they lie.
 
         Raises:
@@ -60,7 +61,8 @@ class Parameter:
 
 def list_parameters(config: TransformerConfig) -> Iterator[Parameter]:
     """All parameters of a model in the order of its layers. Makes no tensors."""
-    model = GPTModel(config, choose_backend("reference", "cpu").backend, max_sequence_length=1)
+    model_class = GPTModel if config.encoder_decoder is None else EncoderDecoderModel
+    model = model_class(config, choose_backend("reference", "cpu").backend, max_sequence_length=1)
     for path, module in model.named_modules():
         for kind, parameter in module.named_parameters(recurse=False):
             shape, name = tuple(parameter.shape), f"{path}.{kind}"
@@ -113,7 +115,7 @@ class ParameterReader:
     def _problems(self, parameter: Parameter) -> Iterator[str]:
         stored, arrangement = parameter.stored_names(self._names, self._checkpoint.tensors)
         infos: list[TensorInfo] = []
-        for name, shape in zip(stored, _part_shapes(parameter, len(stored)), strict=True):
+        for name, shape in zip(stored, part_shapes(parameter, len(stored)), strict=True):
             wanted = shape[::-1] if arrangement == "transposed" else shape
             info = self._checkpoint.tensors.get(name)
             if info is None:
@@ -142,9 +144,9 @@ class ParameterLayout:
         Raises:
             CheckpointError: the style has no place for it.
         """
-        stored, arrangement = parameter.stored_names(self._names, {})
+        stored, arrangement = parameter.stored_names(self._names, ())
         config, outputs, start = self._config, [], 0
-        for name, shape in zip(stored, _part_shapes(parameter, len(stored)), strict=True):
+        for name, shape in zip(stored, part_shapes(parameter, len(stored)), strict=True):
             rows = slice(start, start + shape[0])
             start = rows.stop
             outputs.append(
@@ -192,7 +194,8 @@ def _stored_rows(
     return arrange_back(reading.read()[rows], arrangement, num_query_groups, kv_channels)
 
 
-def _part_shapes(parameter: Parameter, num_parts: int) -> list[tuple[int, ...]]:
+def part_shapes(parameter: Parameter, num_parts: int) -> list[tuple[int, ...]]:
+    """The shapes of the tensors that a parameter is made of, one above the other."""
     rest = parameter.shape[1:]
     sizes = parameter.shape[:1] if num_parts == 1 else parameter.row_sizes
     return [(size, *rest) for size in sizes]

@@ -4,7 +4,7 @@ import math
 from dataclasses import fields, replace
 from typing import Any
 
-from kilotron.models.transformer_config import RopeScaling, TransformerConfig
+from kilotron.models.transformer_config import LatentAttention, RopeScaling, TransformerConfig
 
 # What they are without the part that they describe.
 UNUSED_EXPERTS: dict[str, Any] = {"moe_router_topk": 1, "norm_topk_prob": True, "moe_ffn_hidden_size": None}
@@ -33,11 +33,17 @@ def _plain_form(config: TransformerConfig) -> TransformerConfig:
         "ffn_hidden_size": config.ffn_hidden_size if not has_experts or layers else 1,
         "rope_scaling": plain_scaling(config.rope_scaling),
         "softmax_scale": config.kv_channels**-0.5 if config.softmax_scale is None else config.softmax_scale,
+        "latent_attention": _plain_latent(config),
         **NO_STRUCTURE,
         **({} if has_experts else UNUSED_EXPERTS),
         **({} if config.rotates else UNUSED_ROTATION),
     }
     return replace(config, **changes)
+
+
+def _plain_latent(config: TransformerConfig) -> LatentAttention | None:
+    latent = config.latent_attention
+    return None if latent is None else replace(latent, norm_epsilon=latent.norm_epsilon or config.layernorm_epsilon)
 
 
 def plain_scaling(scaling: RopeScaling | None) -> RopeScaling | None:

@@ -16,7 +16,7 @@ Then, from any folder (all, or only the named ones; those made from others' weig
 
     python make_checkpoints.py --new NEW/bin/python --old OLD/bin/python [gpt2 llama/torch_dist-tp2 ...]
 
-The seeds are fixed: weights, ids and logits come out the same. The files do not to the byte: torch saves ids of its own.
+The seeds are fixed: weights, ids and logits come out the same. The files' bytes do not: torch saves ids.
 Made with torch 2.13.0, triton 3.9.0, einops 0.8.2, absl-py 2.5.1, psutil 7.2.2.
 """
 
@@ -109,6 +109,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "moe-router-group-topk": 2,
         "moe-router-topk": 4,
         "multi-latent-attention": True,
+        "qk-layernorm": True,
         "q-lora-rank": 16,
         "kv-lora-rank": 24,
         "qk-head-dim": 8,
@@ -185,6 +186,7 @@ CHECKPOINTS: dict[str, Checkpoint] = (
     | {f"{family}/torch_dist-0.16.1": OLD for family in ("gpt2", "llama")}
     | {f"{family}/{name}": one for family in ("gpt2", "llama") for name, one in LEGACY_LAYOUTS.items()}
     | {
+        "llama/torch_dcp": Checkpoint("torch_dcp"),
         "llama/torch_dist-tp2": Checkpoint(layout=TP2),
         "llama/torch_dist-pp2": Checkpoint(layout=PP2),
         "llama/torch_dist-tp2-pp2": Checkpoint(layout=TP2 | PP2),

@@ -54,7 +54,7 @@ def replace_cuda_calls() -> None:
 
 
 def give_attention_head_sizes() -> None:
-    """Latent attention has heads of two sizes, which only Transformer Engine's attention takes; then the local one too."""
+    """Latent attention has heads of two sizes, as only Transformer Engine's attention takes; now the local one too."""
     from megatron.core.transformer.dot_product_attention import DotProductAttention
 
     initialize = DotProductAttention.__init__
@@ -72,12 +72,12 @@ def give_attention_head_sizes() -> None:
 class ZeroCenteredLayerNorm(torch.nn.LayerNorm):
     """LayerNorm whose stored weight is what its weight is more than one."""
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.layer_norm(input, self.normalized_shape, self.weight + 1, self.bias, self.eps)
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.layer_norm(hidden, self.normalized_shape, self.weight + 1, self.bias, self.eps)
 
 
 def give_norms_a_zero_center() -> None:
-    """Apex and Transformer Engine have zero-centered norms, the plain one refuses them; then it has them too."""
+    """Apex and Transformer Engine have zero-centered norms, the plain one refuses them; now it has them too."""
     from megatron.core.transformer.torch_norm import WrappedTorchNorm
 
     make = WrappedTorchNorm.__new__
@@ -218,7 +218,11 @@ def fill_weights(model: torch.nn.Module, args: Any) -> None:
             values = center + 0.2 * values
         elif tensor.dim() == 1:
             values = 0.3 * values
-        elif "embedding" not in name:
+        elif "embedding" in name:
+            values *= (
+                1.0 if args.untie_embeddings_and_output_weights else 0.4
+            )  # a tied model must not only repeat itself
+        else:
             values = values * 1.5 / tensor.shape[-1] ** 0.5
         tensor.data.copy_(values)
 
@@ -273,14 +277,14 @@ def t5_logits(model: torch.nn.Module, encoder_tokens: list[int], decoder_tokens:
 
 @torch.no_grad()
 def expected_of_t5(model: torch.nn.Module, num_tokens: int) -> dict[str, torch.Tensor]:
-    """For each encoder prompt: ids, the decoder's logits for its prompt of five tokens, the greedy continuation."""
+    """For each encoder prompt: ids, a decoder prompt of five tokens, its greedy continuation, the logits of both."""
     expected = {}
     start = make_prompts(num_tokens)[1][:5]
     for number, prompt in enumerate(make_prompts(num_tokens)):
         tokens = list(start)
-        expected[f"{number}.logits"] = t5_logits(model, prompt, start)
         for _ in range(NUM_GREEDY_TOKENS):
             tokens.append(int(t5_logits(model, prompt, tokens)[-1, :num_tokens].argmax()))
+        expected[f"{number}.logits"] = t5_logits(model, prompt, tokens[:-1])
         expected[f"{number}.encoder_prompt"] = torch.tensor(prompt)
         expected[f"{number}.prompt"] = torch.tensor(start)
         expected[f"{number}.greedy"] = torch.tensor(tokens[len(start) :])
@@ -289,16 +293,17 @@ def expected_of_t5(model: torch.nn.Module, num_tokens: int) -> dict[str, torch.T
 
 def make_optimizer(model: torch.nn.Module, args: Any) -> tuple[Any, Any]:
     """Megatron's Adam after one step of made-up gradients, and its learning rate schedule."""
+    from megatron.core.distributed import DistributedDataParallelConfig
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-    config = OptimizerConfig(optimizer="adam", lr=1e-9, bf16=False, fp16=False, use_distributed_optimizer=False)
-    model.ddp_config = type("DdpConfig", (), {"use_megatron_fsdp": False})()
+    config = OptimizerConfig(optimizer="adam", lr=0.0, min_lr=0.0, clip_grad=0.0, bf16=False, fp16=False, use_distributed_optimizer=False)
+    model.ddp_config = DistributedDataParallelConfig()
     optimizer = get_megatron_optimizer(config, [model], use_gloo_process_groups=True)
     for parameter in model.parameters():
         parameter.main_grad = torch.full_like(parameter, 0.01)
     optimizer.step()
-    scheduler = OptimizerParamScheduler(optimizer, 0.0, 1e-9, 0.0, 0, 10, "linear", 0.0, 0.0, 10, "constant")
+    scheduler = OptimizerParamScheduler(optimizer, 0.0, 0.0, 0.0, 0, 10, "linear", 0.0, 0.0, 10, "constant")
     return optimizer, scheduler
 
 
