@@ -7,6 +7,7 @@ file only, so that nothing a pickle names is ever imported or called.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kilotron.checkpoints.mapped_file import MappedFile
@@ -83,6 +84,10 @@ class StoredTensor:
     dtype: str
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+
+    @property
+    def path(self) -> Path:
+        return self.file.file
 
     def view(self) -> "torch.Tensor":
         """The tensor, as a view of its file. Raises BrokenCheckpointError when the file has changed."""

@@ -37,20 +37,6 @@ class Stored(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class WholeTensor:
-    """A stored tensor that was found in order when its file was opened."""
-
-    tensor: StoredTensor
-
-    @property
-    def path(self) -> Path:
-        return self.tensor.file.file
-
-    def view(self) -> "torch.Tensor":
-        return self.tensor.view()
-
-
-@dataclass(frozen=True, slots=True)
 class Piece:
     """A box of a whole tensor, which is the box of the same shape at `origin` in `stored[leading]`."""
 
@@ -107,7 +93,7 @@ class ShardedTensor:
     def whole(cls, name: str, tensor: StoredTensor) -> Self:
         """A tensor that lies in one piece."""
         start = (0,) * len(tensor.shape)
-        return cls(name, tensor.dtype, tensor.shape, [Piece(WholeTensor(tensor), start, tensor.shape, start)])
+        return cls(name, tensor.dtype, tensor.shape, [Piece(tensor, start, tensor.shape, start)])
 
     @classmethod
     def checked(cls, name: str, dtype: str, shape: Shape, pieces: Sequence[Piece], file: Path) -> Self:

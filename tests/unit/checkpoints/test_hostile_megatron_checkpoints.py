@@ -160,10 +160,27 @@ def test_a_huge_memo_index_takes_no_memory() -> None:
 
 @pytest.mark.parametrize("step", [b"\x85", b"q\x010]h\x01a", b"q\x010}K\x01h\x01s", b"q\x010h\x00h\x01\x85R"])
 def test_deep_nesting_does_no_harm(step: bytes) -> None:
-    depth = 200_000
+    depth = 100_000
     assert read_pickle(b"\x80\x02cmodule\nname\nq\x00" + step * depth + b".", file=Path("x")) is not None
     with pytest.raises(BrokenCheckpointError, match="found a tuple as a key"):
         read_pickle(b"\x80\x02}cmodule\nname\nq\x00" + b"\x85" * depth + b"Ns.", file=Path("x"))
+
+
+MANY = b"(" + b"N" * 10_000 + b"t\x94"
+
+
+@pytest.mark.parametrize(
+    ("start", "step"),
+    [
+        (b"cmodule\nname\n\x94" + MANY, b"h\x00h\x01}K\x01K\x01s\x92"),  # arguments copied for each keyword
+        (b"ctorch\nSize\n\x94(" + b"N" * 10_000 + b"l\x94", b"h\x00h\x01\x85R"),
+        (b"\x8c\xff" + b"m" * 255 + b"\x94\x8c\xff" + b"n" * 255 + b"\x94", b"h\x00h\x01\x93"),
+        (b"cpathlib\nPosixPath\n\x94X\xff\x0f\x00\x00" + b"p" * 4095 + b"\x94", b"h\x00h\x01\x85R"),
+    ],
+)
+def test_few_opcodes_cannot_make_much(start: bytes, step: bytes) -> None:
+    with pytest.raises(BrokenCheckpointError, match="found more than 30000000 steps"):
+        read_pickle(b"\x80\x04" + start + step * 60_000 + b".", file=Path("x"))
 
 
 def test_a_message_about_a_value_without_end_is_short() -> None:
