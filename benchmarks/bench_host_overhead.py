@@ -44,7 +44,7 @@ class PhaseClock:
             (engine.context._kernels, "plan_attention", "plan_attention"),
             (engine.controller, "generate_step", "generate"),
             (engine.controller.inference_wrapped_model, "run_one_forward_step", "run"),
-            (engine.controller, "sample_from_logits", "sample"),
+            (engine.controller, "sample_rows", "sample"),
             (engine, "_update_generation_status", "end"),
             (engine.scheduler, "resolve_step", "resolve"),
             (engine, "_publish", "publish"),

@@ -7,7 +7,7 @@ nothing of requests; items are whatever `combine` can put together.
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ class AsyncStream(Generic[T]):
     def __aiter__(self) -> AsyncIterator[T]:
         return self.generator()
 
-    async def generator(self) -> AsyncIterator[T]:
+    async def generator(self) -> AsyncGenerator[T, None]:
         """Yields items until the end; leaving early cancels the producer."""
         try:
             while True:

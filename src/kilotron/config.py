@@ -356,7 +356,12 @@ def _resolve_length(config: InferenceConfig, model: ModelFacts) -> tuple[int, st
 def _resolve_max_tokens(config: InferenceConfig, machine: MachineFacts) -> tuple[int, str]:
     if config.max_tokens is not None:
         return config.max_tokens, "asked for"
-    if machine.device == "cpu":
+    return default_max_tokens(machine.device)
+
+
+def default_max_tokens(device: str) -> tuple[int, str]:
+    """Tokens of one step where nothing is said, and why so many."""
+    if device == "cpu":
         return 1024, "chunks long enough for full matrix speed, short enough to keep other rows moving"
     return 8192, "chunks that fill an accelerator"
 

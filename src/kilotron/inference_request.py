@@ -4,6 +4,7 @@ Holds plain Python values only. Who runs when is `scheduling/`; what a token doe
 `text_generation_controllers/`.
 """
 
+import time
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -59,6 +60,21 @@ class RequestTimings:
         return (self.finished - self.first_token) / (num_generated - 1)
 
 
+@dataclass(frozen=True, slots=True)
+class BeamResult:
+    """One of the sequences that beam search found."""
+
+    token_ids: list[int]
+    """What was generated, its end id included."""
+    text: str
+    score: float
+    """`cumulative_log_prob` over the length to the power of `length_penalty`."""
+    cumulative_log_prob: float
+    """Sum of its tokens' log-probabilities, as minimum length, bad words and penalties left them."""
+    finish_reason: str
+    """"stop", "length", or that of the request where it did not get to its end."""
+
+
 @dataclass(slots=True, eq=False)
 class InferenceRequest:
     """One prompt and, as it is generated, its continuation.
@@ -69,9 +85,13 @@ class InferenceRequest:
     request_id: int
     prompt_tokens: list[int]
     sampling_params: SamplingParams
-    timings: RequestTimings
+    timings: RequestTimings = field(default_factory=lambda: RequestTimings(time.monotonic()))
     prompt: str | None = None
-    """The prompt's text; None when ids were given."""
+    """The prompt's text, in an encoder-decoder model the decoder's; None when ids were given, or nothing."""
+    encoder_prompt: str | None = None
+    """The encoder's text, for encoder-decoder models; None when ids were given."""
+    encoder_tokens: list[int] = field(default_factory=list)
+    """What the encoder reads; empty for decoder-only models."""
     max_generated: int = 0
     """Tokens it may generate, resolved against the context length."""
     seed: int = 0
@@ -101,6 +121,8 @@ class InferenceRequest:
     """One per prompt token but the first, when asked."""
     prompt_top_n_logprobs: list[dict[str, float]] | None = None
     prompt_top_n_ids: list[dict[int, float]] | None = None
+    beams: list[BeamResult] = field(default_factory=list)
+    """What beam search found, best first, `num_return_gen` at most; the best one is in `generated_*` too."""
     finish_reason: str | None = None
     """"stop", "length", "abort", "deadline" or "error"."""
     stop_reason: int | str | None = None
@@ -111,9 +133,20 @@ class InferenceRequest:
     num_preemptions: int = 0
 
     @property
+    def inference_parameters(self) -> SamplingParams:
+        """Megatron's older name of `sampling_params`."""
+        return self.sampling_params
+
+    @property
     def prompt_length(self) -> int:
         """Number of prompt tokens."""
         return len(self.prompt_tokens)
+
+    @property
+    def num_candidates(self) -> int:
+        """Next tokens that each beam looks at, enough to go on when as many as can be are end ids; 0 without beams."""
+        params = self.sampling_params
+        return max(2, 1 + len(self.end_ids)) * params.beam_width if params.is_beam_search else 0
 
     @property
     def generated_length(self) -> int:

@@ -7,7 +7,7 @@ what the fields do to logits is in `sampling/`, when generation stops is in `tex
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, fields
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from kilotron.errors import SamplingParamsError
 
@@ -20,6 +20,8 @@ _ATTRIBUTE_ALIASES = {
     "stop": "stop_words",
 }
 MAX_CHOICES = 1024
+MAX_BEAM_WIDTH = 64
+MAX_BEAM_STOP_IDS = 16
 MAX_STOP_WORDS = 64
 MAX_STOP_WORD_CHARS = 1024
 MAX_TOP_N_LOGPROBS = 1000
@@ -50,6 +52,10 @@ class SamplingParams:
     """Keep the k most likely tokens; 0 and -1 mean all."""
     top_p: float = 0.0
     """Keep the smallest set of most likely tokens whose mass reaches p; 0 and 1 mean all."""
+    top_p_decay: float = 0.0
+    """Multiplies `top_p` after each generated token; 0 and 1 leave it. Range [0, 1]."""
+    top_p_bound: float = 0.0
+    """With `top_p_decay`: the least that `top_p` becomes; at most `top_p`."""
     min_p: float = 0.0
     """Drop tokens less likely than `min_p` times the most likely one. Range [0, 1]."""
     num_tokens_to_generate: int | None = None
@@ -100,8 +106,25 @@ class SamplingParams:
     """Token id -> value added to its logit. Values in [-100, 100]."""
     bad_words: Sequence[str] = ()
     """Texts whose token sequences must not be generated."""
+    prevent_newline_after_colon: bool = False
+    """No token that begins with a line break may follow one that ends with a colon."""
     allowed_token_ids: Sequence[int] | None = None
     """Only these ids may be generated."""
+    beam_width: int = 1
+    """Above 1: beam search with so many beams, which draws nothing; temperature, top_k, top_p, min_p and seed then mean
+    nothing."""
+    length_penalty: float = 1.0
+    """A beam's score is its summed log-probability over its length to this power; 0 is the sum, above 1 favours long
+    ones."""
+    early_stopping: bool | Literal["never"] = False
+    """When beam search ends, once `beam_width` beams are finished: True at once, False when the best live beam, scored
+    at its present length, is no better than the worst of them, "never" when it cannot become better either."""
+    num_return_gen: int = 1
+    """Best beams to return; at most `beam_width`."""
+    num_beam_groups: int = 1
+    """Groups that search side by side and avoid each other's tokens; must divide `beam_width`."""
+    diversity_penalty: float = 0.0
+    """With groups: taken off a token's score for each beam of an earlier group that takes it at the same place."""
     priority: int = 0
     """Lower runs first."""
     attributes: dict[str, Any] = field(default_factory=dict)
@@ -131,6 +154,11 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         """Whether the most likely token is always taken."""
         return self.temperature == 0.0 or self.top_k == 1
+
+    @property
+    def is_beam_search(self) -> bool:
+        """Whether the continuation is searched for, not drawn token by token."""
+        return self.beam_width > 1
 
     @property
     def wants_prompt_log_probs(self) -> bool:
@@ -215,6 +243,7 @@ class SamplingParams:
         self._check_lengths()
         self._check_texts()
         self._check_token_lists()
+        self._check_beams()
         for name in _BOOLEANS:
             if not isinstance(getattr(self, name), bool):
                 raise SamplingParamsError(f"{name} must be True or False, not {_shorten(getattr(self, name))}")
@@ -226,6 +255,11 @@ class SamplingParams:
             _check_float(name, getattr(self, name), low, high)
         for name, least, most in _INT_RANGES:
             _check_int(name, getattr(self, name), least, most)
+        for name in ("top_p_decay", "top_p_bound"):
+            if getattr(self, name) and not self.top_p:
+                raise SamplingParamsError(f"{name}={getattr(self, name)} needs top_p")
+        if self.top_p_bound > self.top_p:
+            raise SamplingParamsError(f"top_p_bound={self.top_p_bound} exceeds top_p={self.top_p}")
 
     def _check_lengths(self) -> None:
         if self.num_tokens_to_generate is not None:
@@ -247,6 +281,42 @@ class SamplingParams:
             _check_int("seed", self.seed, -(2**63), 2**64 - 1)
         if self.top_n_logprobs and not self.return_log_probs:
             raise SamplingParamsError(f"top_n_logprobs={self.top_n_logprobs} needs return_log_probs=True")
+
+    def _check_beams(self) -> None:
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
+            raise SamplingParamsError(
+                f'early_stopping must be True, False or "never", not {_shorten(self.early_stopping)}'
+            )
+        if self.num_return_gen > self.beam_width:
+            raise SamplingParamsError(f"num_return_gen={self.num_return_gen} exceeds beam_width={self.beam_width}")
+        if self.beam_width % self.num_beam_groups:
+            raise SamplingParamsError(
+                f"num_beam_groups={self.num_beam_groups} does not divide beam_width={self.beam_width}"
+            )
+        if self.diversity_penalty and self.num_beam_groups == 1:
+            raise SamplingParamsError(f"diversity_penalty={self.diversity_penalty} needs num_beam_groups above 1")
+        if self.is_beam_search:
+            self._check_beam_company()
+
+    def _check_beam_company(self) -> None:
+        """What cannot be had together with beam search."""
+        beams = f"beam_width={self.beam_width}"
+        if self.n != 1:
+            raise SamplingParamsError(
+                f"{beams} gives one search, not n={self.n}; use num_return_gen for its best beams"
+            )
+        if self.streaming:
+            raise SamplingParamsError(f"{beams} cannot stream: which beam is best is known only at the end")
+        if self.stop_words:
+            raise SamplingParamsError(f"{beams} does not look for stop_words; end beams by stop_token_ids")
+        if len(self.stop_token_ids) > MAX_BEAM_STOP_IDS:
+            raise SamplingParamsError(
+                f"{beams} takes at most {MAX_BEAM_STOP_IDS} stop_token_ids, not {len(self.stop_token_ids)}"
+            )
+        if self.top_n_logprobs:
+            raise SamplingParamsError(f"{beams} does not list top_n_logprobs={self.top_n_logprobs} tokens; use 0")
+        if self.num_tokens_to_generate == 0:
+            raise SamplingParamsError(f"{beams} needs something to search for: num_tokens_to_generate is 0")
 
     def _check_texts(self) -> None:
         for name in ("stop_words", "bad_words"):
@@ -290,10 +360,14 @@ CommonInferenceParams = SamplingParams
 _FLOAT_RANGES = (
     ("temperature", 0.0, 100.0),
     ("top_p", 0.0, 1.0),
+    ("top_p_decay", 0.0, 1.0),
+    ("top_p_bound", 0.0, 1.0),
     ("min_p", 0.0, 1.0),
     ("presence_penalty", -2.0, 2.0),
     ("frequency_penalty", -2.0, 2.0),
     ("repetition_penalty", 0.001, 100.0),  # logits are divided by it, and must stay finite
+    ("length_penalty", -10.0, 10.0),
+    ("diversity_penalty", 0.0, 1000.0),
 )
 _INT_RANGES = (
     ("top_k", 0, 2**31),
@@ -301,6 +375,9 @@ _INT_RANGES = (
     ("top_n_logprobs", 0, MAX_TOP_N_LOGPROBS),
     ("streaming_interval", 1, 2**31),
     ("n", 1, MAX_CHOICES),
+    ("beam_width", 1, MAX_BEAM_WIDTH),
+    ("num_return_gen", 1, MAX_BEAM_WIDTH),
+    ("num_beam_groups", 1, MAX_BEAM_WIDTH),
     ("priority", -(2**31), 2**31),
 )
 _BOOLEANS = (
@@ -313,6 +390,7 @@ _BOOLEANS = (
     "add_BOS",
     "streaming",
     "ignore_eos",
+    "prevent_newline_after_colon",
 )
 
 

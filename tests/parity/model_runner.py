@@ -12,6 +12,7 @@ from kilotron.kernels.interface import AttentionRows, KVShape
 from kilotron.kernels.registry import choose_backend
 from kilotron.models.gpt_model import GPTModel
 from kilotron.models.inference_batch import InferenceBatch
+from kilotron.models.quantization.stored_weights import NamedTensors
 from kilotron.models.registry import read_transformer_config
 from kilotron.models.weight_loading import load_weights
 
@@ -54,7 +55,17 @@ class ModelRunner:
         kernels: str = "reference",
     ) -> "ModelRunner":
         """The model saved in `folder`, on the named kernels."""
-        checkpoint = HuggingFaceCheckpoint.open(folder)
+        return cls.of(HuggingFaceCheckpoint.open(folder), dtype, max_sequence_length, kernels)
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: NamedTensors,
+        dtype: torch.dtype = torch.float32,
+        max_sequence_length: int | None = None,
+        kernels: str = "reference",
+    ) -> "ModelRunner":
+        """The model of an open checkpoint, on the named kernels."""
         backend = choose_backend(kernels, "cpu").backend
         model = GPTModel(read_transformer_config(checkpoint.config), backend, max_sequence_length)
         assert load_weights(model, checkpoint, dtype) == []

@@ -65,6 +65,24 @@ LONGROPE: dict[str, Any] = {
     "short_factor": [1.0, 1.1, 1.3, 1.6],
     "long_factor": [1.0, 1.7, 3.1, 6.3],
 }
+DEEPSEEK_V3: dict[str, Any] = DECODER | {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 20,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 6,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 4,
+    "n_group": 4,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 24,
+    "n_shared_experts": 2,
+}
+NEMOTRON: dict[str, Any] = {name: value for name, value in DECODER.items() if name != "rms_norm_eps"} | {
+    "norm_eps": 1e-3
+}
 
 
 @dataclass(frozen=True)
@@ -203,6 +221,26 @@ CASES: dict[str, ModelCase] = {
     "mixtral-window": ModelCase(
         "MixtralForCausalLM", "MixtralConfig", DECODER | {"num_local_experts": 4, "sliding_window": 5}
     ),
+    "nemotron": ModelCase("NemotronForCausalLM", "NemotronConfig", NEMOTRON),
+    "deepseek-v3": ModelCase("DeepseekV3ForCausalLM", "DeepseekV3Config", DEEPSEEK_V3),
+    "deepseek-v3-yarn": ModelCase(
+        "DeepseekV3ForCausalLM",
+        "DeepseekV3Config",
+        DEEPSEEK_V3
+        | {
+            "q_lora_rank": None,
+            "v_head_dim": 16,
+            "rope_interleave": False,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 32,
+                "mscale": 0.7,
+                "mscale_all_dim": 0.9,
+            },
+        },
+    ),
     "qwen3-moe": _qwen3_moe(norm_topk_prob=True),
     "qwen3-moe-unnormed": _qwen3_moe(norm_topk_prob=False),
     "qwen3-moe-some-dense": _qwen3_moe(norm_topk_prob=True, mlp_only_layers=[1], num_hidden_layers=4),
@@ -230,17 +268,24 @@ def models_and_kernels() -> list[Any]:
 
 def make_tiny_model(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Saves the named model to `folder` and gives it back, in evaluation mode; equal for equal names."""
-    case = CASES[name]
-    generator = torch.Generator().manual_seed(len(name) * 1000 + sum(name.encode()))
+    model = make_random_model(CASES[name], name).to(dtype)
+    model.save_pretrained(folder)
+    return model
+
+
+def make_random_model(case: ModelCase, seed: str) -> PreTrainedModel:
+    """A model in evaluation mode whose parameters are all random; equal for equal seeds."""
+    generator = torch.Generator().manual_seed(len(seed) * 1000 + sum(seed.encode()))
     config = getattr(transformers, case.config_class)(**case.fields)
     config._attn_implementation = "eager"  # the only one with soft-caps
     model: PreTrainedModel = getattr(transformers, case.architecture)(config)
     for parameter_name, parameter in model.named_parameters():
         fill = _filling(parameter_name, parameter)
         parameter.data = fill(parameter.shape, generator)
-    model = model.to(dtype).eval()
-    model.save_pretrained(folder)
-    return model
+    for buffer_name, buffer in model.named_buffers():
+        if buffer_name.endswith("e_score_correction_bias"):
+            buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
+    return model.eval()
 
 
 def _filling(name: str, parameter: torch.nn.Parameter) -> Callable[[torch.Size, torch.Generator], torch.Tensor]:

@@ -12,16 +12,20 @@ import torch
 from kilotron.apis.checkpoint_fingerprint import fingerprint
 from kilotron.apis.engine_parts import EngineParts, plain_parts, profiled_parts
 from kilotron.apis.load_phases import LoadPhase, LoadPhases
+from kilotron.apis.tokenizer_choice import choose_tokenizer, count_tokens
 from kilotron.apis.weight_cache import WeightCache
-from kilotron.checkpoints.huggingface import HuggingFaceCheckpoint
+from kilotron.checkpoints.checkpoint import Checkpoint
+from kilotron.checkpoints.open_checkpoint import open_checkpoint
 from kilotron.checkpoints.read_ahead import start_reading_ahead
 from kilotron.config import InferenceConfig, MachineFacts, ModelFacts, ResolvedConfig, resolve
 from kilotron.engines.dynamic_engine import DynamicInferenceEngine
+from kilotron.engines.encoder_intake import EncoderLimits
 from kilotron.engines.request_intake import RequestIntake, RequestLimits
 from kilotron.errors import ConfigError, SamplingParamsError
 from kilotron.kernels.interface import KernelBackend, KVShape
 from kilotron.kernels.registry import choose_backend, choose_device
 from kilotron.models.config_fields import ConfigFields
+from kilotron.models.encoder_decoder_model import EncoderDecoderModel
 from kilotron.models.gpt_model import GPTModel
 from kilotron.models.quantization.formats import find_format
 from kilotron.models.quantization.rounding import Rounding
@@ -32,15 +36,12 @@ from kilotron.sampling.sampler import Sampler
 from kilotron.sampling.sampling_table import SamplingTable
 from kilotron.sampling_params import SamplingParams
 from kilotron.scheduling.step_planner import SchedulerLimits
-from kilotron.tokenization import Tokenizer, load_tokenizer
+from kilotron.tokenization import Tokenizer
 from kilotron.trace import Trace
 
 _log = logging.getLogger(__name__)
 
 BUNDLED_MODEL = Path(__file__).parents[1] / "assets" / "tiny"
-
-# A folder with none of these has no tokenizer; with any of them, what is missing is an error.
-_TOKENIZER_FILES = ("*token*", "vocab*", "merges.txt", "spiece.model", "sentencepiece*", "tekken*")
 
 # What a generation_config.json may say about sampling, by our names.
 _SAMPLING_DEFAULTS = {
@@ -52,6 +53,9 @@ _SAMPLING_DEFAULTS = {
 }
 
 
+# Bytes read ahead for each byte of weights.
+_MOST_READ_AHEAD = 1.5
+
 _QUANTIZATION_BITS = {"int8": 8, "int4": 4}
 
 
@@ -61,7 +65,9 @@ class _Origin(NamedTuple):
     name: str
     fingerprint: str
     weights_bytes: int
-    tokenizer: str | Path | Tokenizer | None
+    tokenizer_source: str | None
+    vocab_size: int
+    """Logits that are tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +81,8 @@ class Assembly:
     """Of the model's architecture and weights; equal for equal checkpoints."""
     weights_bytes: int
     """As they lie in the checkpoint; 0 for a ready model."""
-    tokenizer_folder: Path | None
-    """Where the tokenizer was loaded from, if it was."""
+    tokenizer_source: str | None
+    """What `load_tokenizer` made the tokenizer of, if it did."""
     config: ResolvedConfig
     model_config: TransformerConfig
     tokenizer: Tokenizer | None
@@ -100,8 +106,8 @@ def assemble(
 
     Args:
         model: checkpoint folder, hub id, a ready model, or None for the bundled tiny model.
-        tokenizer: its folder or a ready one; None takes the one beside the checkpoint, if there is one (none for a
-            ready model).
+        tokenizer: its folder (or `null:N`) or a ready one; None takes the one that lies with the checkpoint, if there
+            is one (none for a ready model).
         config: the engine's options.
         on_progress: called with (bytes done, bytes in all) while weights load.
 
@@ -113,34 +119,44 @@ def assemble(
     parts = plain_parts() if config.profile is None else profiled_parts(Trace(config.profile))
     phases = LoadPhases()
     if isinstance(model, GPTModel):
-        ready = _choose_tokenizer(tokenizer, None)
-        origin = _Origin("model", blake2b(repr(model.config).encode(), digest_size=16).hexdigest(), 0, tokenizer)
-        return _build(model, ready, _resolve_ready(model, config), {}, parts, phases, origin)
+        chosen = choose_tokenizer(tokenizer, None)
+        model_hash = blake2b(repr(model.config).encode(), digest_size=16).hexdigest()
+        origin = _Origin("model", model_hash, 0, chosen.source, model.config.vocab_size)
+        return _build(model, chosen.tokenizer, _resolve_ready(model, config), {}, parts, phases, origin)
     source = BUNDLED_MODEL if model is None else model
     if not isinstance(source, str | Path):
         raise ConfigError(f"model must be a folder, a hub id or a GPTModel, not {type(source).__name__}")
     with phases.measure("checkpoint headers"):
-        checkpoint = HuggingFaceCheckpoint.open(source)
+        checkpoint = open_checkpoint(source)
     with checkpoint:
-        start_reading_ahead(checkpoint.folder)
+        start_reading_ahead(_files_to_read_ahead(checkpoint))
         kernels, machine = _choose_machine(config)
-        model_config = read_transformer_config(checkpoint.config)
+        model_config = read_transformer_config(checkpoint.config, checkpoint.tensors)
         stored_format = find_format(checkpoint.config)
         description = None if stored_format is None else stored_format.description
         facts = _model_facts(model_config)._replace(quantization=description)
         resolved = resolve(config, facts, machine)
         with phases.measure("tokenizer"):
-            ready = _choose_tokenizer(tokenizer, checkpoint.folder)
-        built = GPTModel(model_config, parts.kernels(kernels), resolved.max_sequence_length)
+            chosen = choose_tokenizer(tokenizer, checkpoint)
+        model_class = GPTModel if model_config.encoder_decoder is None else EncoderDecoderModel
+        built = model_class(model_config, parts.kernels(kernels), resolved.max_sequence_length)
         _load(built, checkpoint, resolved, phases, on_progress)
-        beside = checkpoint.folder if ready is not None and tokenizer is None else tokenizer
-        origin = _Origin(str(source), fingerprint(checkpoint), checkpoint.total_bytes, beside)
-        return _build(built, ready, resolved, checkpoint.generation_config, parts, phases, origin)
+        vocab_size = count_tokens(checkpoint, chosen.tokenizer, model_config.vocab_size)
+        model_hash = fingerprint(checkpoint)
+        origin = _Origin(str(source), model_hash, checkpoint.total_bytes, chosen.source, vocab_size)
+        return _build(built, chosen.tokenizer, resolved, checkpoint.generation_config, parts, phases, origin)
+
+
+def _files_to_read_ahead(checkpoint: Checkpoint) -> list[Path]:
+    """The files of the weights, but none where they hold much else, such as the state of an optimizer."""
+    files = checkpoint.list_files()
+    size = sum(file.stat().st_size for file in files)
+    return files if size <= _MOST_READ_AHEAD * checkpoint.total_bytes else []
 
 
 def _load(
     model: GPTModel,
-    checkpoint: HuggingFaceCheckpoint,
+    checkpoint: Checkpoint,
     config: ResolvedConfig,
     phases: LoadPhases,
     on_progress: OnProgress | None,
@@ -172,20 +188,6 @@ def _resolve_ready(model: GPTModel, config: InferenceConfig) -> ResolvedConfig:
     return resolve(config, facts, machine)
 
 
-def _choose_tokenizer(tokenizer: str | Path | Tokenizer | None, beside: Path | None) -> Tokenizer | None:
-    """The one asked for, else the one beside the checkpoint, if there is any."""
-    if tokenizer is None and beside is not None:
-        if not any(True for pattern in _TOKENIZER_FILES for _ in beside.glob(pattern)):
-            _log.warning("%s has no tokenizer files; prompts must be token ids, and there will be no text", beside)
-            return None
-        tokenizer = beside
-    if isinstance(tokenizer, str | Path):
-        return load_tokenizer(tokenizer)
-    if tokenizer is not None and not hasattr(tokenizer, "create_detokenizer"):  # such as one of transformers
-        raise ConfigError(f"tokenizer must be a folder or a kilotron Tokenizer, not {type(tokenizer).__name__}")
-    return tokenizer
-
-
 def _choose_rounding(options: InferenceConfig) -> Rounding | None:
     """How plain weights are to be quantized while they are loaded."""
     if options.quantization is None:
@@ -211,6 +213,7 @@ def _build(
     origin: "_Origin",
 ) -> Assembly:
     options = config.options
+    encoder = _encoder_limits(model.config, config, tokenizer)
     shape = KVShape(
         num_layers=model.config.num_layers,
         num_blocks=config.num_blocks,
@@ -221,26 +224,34 @@ def _build(
     )
     with phases.measure("KV cache set aside", config.kv_cache_bytes):
         context = parts.context(
-            shape, model.kernels, max_requests=options.max_requests, max_sequence_length=config.max_sequence_length
+            shape,
+            model.kernels,
+            max_requests=options.max_requests,
+            max_sequence_length=config.max_sequence_length,
+            max_encoder_length=0 if encoder is None else encoder.max_encoder_length,
         )
     table = SamplingTable(
-        max_requests=options.max_requests, vocab_size=model.config.vocab_size, device=model.kernels.device
+        max_requests=options.max_requests,
+        vocab_size=origin.vocab_size,
+        padded_vocab_size=model.config.vocab_size,
+        device=model.kernels.device,
     )
     sampler = Sampler(table, model.kernels, logprobs_mode=options.logprobs_mode)
     controller = parts.controller(parts.wrapper(model), tokenizer, table=table, sampler=sampler)
     limits = RequestLimits(
-        vocab_size=model.config.vocab_size,
+        vocab_size=origin.vocab_size,
         max_sequence_length=config.max_sequence_length,
         eos_ids=_eos_ids(generation_config, model.config, tokenizer),
+        encoder=encoder,
     )
     intake = RequestIntake(controller, limits, random_seed=options.random_seed)
     scheduler = parts.scheduler(_scheduler_limits(config), config.num_blocks)
     return Assembly(
-        engine=parts.engine(scheduler, context, controller, intake),
+        engine=parts.engine(controller, context, scheduler=scheduler, intake=intake),
         name=origin.name,
         fingerprint=origin.fingerprint,
         weights_bytes=origin.weights_bytes,
-        tokenizer_folder=Path(origin.tokenizer) if isinstance(origin.tokenizer, str | Path) else None,
+        tokenizer_source=origin.tokenizer_source,
         config=config,
         model_config=model.config,
         tokenizer=tokenizer,
@@ -262,6 +273,23 @@ def _scheduler_limits(config: ResolvedConfig) -> SchedulerLimits:
         aging_steps=options.aging_steps,
         enable_prefix_caching=options.enable_prefix_caching,
         enable_chunked_prefill=options.enable_chunked_prefill,
+    )
+
+
+def _encoder_limits(
+    model: TransformerConfig, config: ResolvedConfig, tokenizer: Tokenizer | None
+) -> EncoderLimits | None:
+    """An encoder's input is computed in one step, together with a token of the decoder."""
+    own = model.encoder_decoder
+    if own is None:
+        return None
+    start = own.decoder_start_token_id
+    if start is None and tokenizer is not None:
+        start = tokenizer.bos_id
+    return EncoderLimits(
+        max_encoder_length=min(config.max_sequence_length, config.max_tokens - 1),
+        decoder_start_token_id=start,
+        has_fixed_start=own.decoder_start_token_id is not None,
     )
 
 

@@ -15,7 +15,7 @@ _SAMPLE_BYTES = 4096
 def fingerprint(checkpoint: Checkpoint) -> str:
     """32 hex digits; equal for copies of a checkpoint wherever they lie."""
     digest = blake2b(json.dumps(checkpoint.config, sort_keys=True).encode(), digest_size=16)
-    for file in sorted(checkpoint.files):
+    for file in checkpoint.list_files():
         digest.update(f"{file.name} {file.stat().st_size}".encode())
         for sample in samples_of(file):
             digest.update(sample)

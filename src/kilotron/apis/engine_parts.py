@@ -2,13 +2,19 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kilotron.contexts.dynamic_context import DynamicInferenceContext
 from kilotron.engines.dynamic_engine import DynamicInferenceEngine
 from kilotron.kernels.interface import KernelBackend
 from kilotron.model_inference_wrappers.gpt_inference_wrapper import GPTInferenceWrapper
+from kilotron.model_inference_wrappers.t5_inference_wrapper import T5InferenceWrapper
+from kilotron.models.encoder_decoder_model import EncoderDecoderModel
+from kilotron.models.gpt_model import GPTModel
 from kilotron.scheduling.scheduler import Scheduler
+from kilotron.text_generation_controllers.encoder_decoder_text_generation_controller import (
+    EncoderDecoderTextGenerationController,
+)
 from kilotron.text_generation_controllers.text_generation_controller import TextGenerationController
 from kilotron.trace import Trace
 
@@ -31,11 +37,30 @@ def plain_parts() -> EngineParts:
     """The classes as they are."""
     return EngineParts(
         kernels=lambda chosen: chosen,
-        wrapper=GPTInferenceWrapper,
+        wrapper=wrap_model,
         context=DynamicInferenceContext,
-        controller=TextGenerationController,
+        controller=make_controller,
         scheduler=Scheduler,
         engine=DynamicInferenceEngine,
+    )
+
+
+def wrap_model(model: GPTModel) -> GPTInferenceWrapper:
+    """The wrapper for a model's kind."""
+    return T5InferenceWrapper(model) if isinstance(model, EncoderDecoderModel) else GPTInferenceWrapper(model)
+
+
+def make_controller(wrapper: GPTInferenceWrapper, *arguments: Any, **options: Any) -> TextGenerationController:
+    """The controller for a model's kind; see the classes for the arguments."""
+    own = wrapper.model.config.encoder_decoder
+    if own is None:
+        return TextGenerationController(wrapper, *arguments, **options)
+    return EncoderDecoderTextGenerationController(
+        wrapper,
+        *arguments,
+        forced_bos_token_id=own.forced_bos_token_id,
+        forced_eos_token_id=own.forced_eos_token_id,
+        **options,
     )
 
 

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from kilotron.apis.base_llm import BaseLLM, Conversation, Params
-from kilotron.apis.prompts import as_prompts, chat_prompts, scoring_params
+from kilotron.apis.prompts import chat_prompts, scoring_params, with_encoder_prompt, with_encoder_prompts
 from kilotron.config import InferenceConfig, KVMode, ServeConfig
 from kilotron.engines.request_intake import Prompt
 from kilotron.inference_request import InferenceRequest
@@ -62,13 +62,20 @@ class MegatronLLM(BaseLLM):
         return DirectMode(model, tokenizer, config, on_progress)
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None, *, show_progress: bool | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt] | None,
+        sampling_params: Params = None,
+        *,
+        encoder_prompts: Prompt | Sequence[Prompt] | None = None,
+        show_progress: bool | None = None,
     ) -> list[InferenceRequest]:
         """Continues one or many prompts.
 
         Args:
-            prompts: a text, token ids, or a list of either.
+            prompts: a text, token ids, or a list of either. An encoder-decoder model's encoder reads them, unless there
+                are `encoder_prompts`: then its decoder begins with them, and None stands for nothing.
             sampling_params: one for all prompts, or one for each.
+            encoder_prompts: for encoder-decoder models: what the encoder reads, one for each prompt.
             show_progress: None shows a bar on a terminal when it takes longer than a moment.
 
         Returns:
@@ -79,15 +86,22 @@ class MegatronLLM(BaseLLM):
             InvalidRequestError: a prompt or its params are wrong; nothing was started.
             EngineClosedError: it was shut down.
         """
-        return self._mode.generate(as_prompts(prompts), sampling_params, show_progress=show_progress)
+        both = with_encoder_prompts(prompts, encoder_prompts)
+        return self._mode.generate(both, sampling_params, show_progress=show_progress)
 
-    def generate_stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[StreamItem]:
-        """Yields one prompt's continuation as it grows; leaving the loop early aborts it.
+    def generate_stream(
+        self,
+        prompt: Prompt | None,
+        sampling_params: SamplingParams | None = None,
+        *,
+        encoder_prompt: Prompt | None = None,
+    ) -> Iterator[StreamItem]:
+        """Yields one prompt's continuation as it grows; leaving the loop early aborts it. For prompts see `generate`.
 
         Raises:
             InvalidRequestError: the prompt or its params are wrong.
         """
-        return self._mode.generate_stream(prompt, sampling_params)
+        return self._mode.generate_stream(with_encoder_prompt(prompt, encoder_prompt), sampling_params)
 
     def chat(
         self, messages: Conversation | Sequence[Conversation], sampling_params: Params = None, **variables: object

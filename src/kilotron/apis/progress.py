@@ -78,9 +78,11 @@ class LoadProgressBar:
 
     Args:
         is_wanted: None shows the bar on a terminal only.
+        doing: what is done with the bytes.
     """
 
-    def __init__(self, *, is_wanted: bool | None) -> None:
+    def __init__(self, *, is_wanted: bool | None, doing: str = "loading") -> None:
+        self._doing = doing
         self._is_wanted = sys.stderr.isatty() if is_wanted is None else is_wanted
         self._started = time.monotonic()
         self._bar: Any = None
@@ -91,7 +93,7 @@ class LoadProgressBar:
         if not self._is_wanted or elapsed < _DELAY_S:
             return
         if self._bar is None:
-            options = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "desc": "loading"}
+            options = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "desc": self._doing}
             self._bar = _open_bar(elapsed, total=bytes_total, **options)
         self._bar.n = bytes_done
         self._bar.refresh()

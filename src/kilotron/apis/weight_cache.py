@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kilotron.apis.checkpoint_fingerprint import samples_of
-from kilotron.checkpoints.huggingface import HuggingFaceCheckpoint
+from kilotron.checkpoints.checkpoint import Checkpoint
 from kilotron.config import ResolvedConfig
 from kilotron.errors import KernelError
 
@@ -40,7 +40,7 @@ class WeightCache:
         config: what was decided; `weight_cache` says whether files are used, and made.
     """
 
-    def __init__(self, files: "PackedFiles | None", checkpoint: HuggingFaceCheckpoint, config: ResolvedConfig) -> None:
+    def __init__(self, files: "PackedFiles | None", checkpoint: Checkpoint, config: ResolvedConfig) -> None:
         self._files, self._mode = files, config.options.weight_cache
         self._checkpoint, self._config = checkpoint, config
         self._folder = user_cache_folder() / "packed"
@@ -94,7 +94,7 @@ class WeightCache:
             "config": self._checkpoint.config,
         }
         digest = blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12)
-        for file in sorted({info.file for info in self._checkpoint.tensors.values()}):
+        for file in self._checkpoint.list_files():
             status = file.stat()
             digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
             for sample in samples_of(file):

@@ -29,6 +29,10 @@ class Checkpoint(ABC):
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(dict(tensors))
         self.total_bytes = sum(info.num_bytes for info in self.tensors.values())
 
+    def list_files(self) -> list[Path]:
+        """The files in which the tensors lie, whole or in part."""
+        return sorted({info.file for info in self.tensors.values()})
+
     def require(
         self, name: str, *, shape: tuple[int, ...] | None = None, dtypes: Collection[str] | None = None
     ) -> TensorInfo:
@@ -46,11 +50,6 @@ class Checkpoint(ABC):
             expected = f"dtype {' or '.join(sorted(dtypes))}"
             raise broken(info.file, tensor=name, expected=expected, found=f"dtype {info.dtype}")
         return info
-
-    @property
-    @abstractmethod
-    def files(self) -> Collection[Path]:
-        """All files that hold tensors."""
 
     @abstractmethod
     def read(self, name: str) -> "torch.Tensor":

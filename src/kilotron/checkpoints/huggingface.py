@@ -4,7 +4,7 @@ Gives tensors by the names they have in the files. Knows nothing of models, and 
 """
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -65,10 +65,6 @@ class HuggingFaceCheckpoint(Checkpoint):
         checkpoint = cls(folder, config, generation_config, headers)
         _check_index(file_of_tensor, checkpoint.tensors)
         return checkpoint
-
-    @property
-    def files(self) -> Collection[Path]:
-        return {info.file for info in self.tensors.values()}
 
     def read(self, name: str) -> "torch.Tensor":
         """The whole tensor, as a view of its file; else as for any checkpoint."""

@@ -4,7 +4,7 @@ Tensors have one name each, see `megatron_names.py`, and are whole however they 
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -71,9 +71,9 @@ class MegatronCheckpoint(Checkpoint):
             raise broken(found.folder, expected="weights of a model", found="none")
         return cls(found, args, tensors, files)
 
-    @property
-    def files(self) -> Collection[Path]:
-        return self._paths
+    def list_files(self) -> list[Path]:
+        """All files that hold a piece of any tensor."""
+        return sorted(self._paths)
 
     def read(self, name: str) -> "torch.Tensor":
         """The whole tensor: a view of its file where it lies in one piece there, else a copy."""

@@ -14,9 +14,8 @@ from pathlib import Path
 _MOST_MEMORY = 0.5
 
 
-def start_reading_ahead(folder: Path) -> None:
-    """Starts a thread that reads the folder's weights, if there are any. What goes wrong shows when they are loaded."""
-    files = sorted(folder.glob("*.safetensors"))
+def start_reading_ahead(files: Sequence[Path]) -> None:
+    """Starts a thread that reads files of weights, if there are any. What goes wrong shows when they are loaded."""
     if files:
         threading.Thread(target=_read_ahead, args=(files,), name="kilotron-read-ahead", daemon=True).start()
 

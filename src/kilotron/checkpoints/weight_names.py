@@ -1,8 +1,9 @@
 """What Hugging Face checkpoints call the tensors that kilotron knows under Megatron's names.
 
 Tables only, and the rearrangements that some of them need. Reads no files and knows nothing of models.
-A table maps a module to the modules it is made of; `.weight` and `.bias` follow the same rule. `{layer}` and
-`{expert}` stand for numbers: several names are concatenated in order (rows), and experts are stacked.
+A table maps a module to the modules it is made of; `.weight` and `.bias` follow the same rule, and a tensor may have an
+entry of its own. `{layer}` and `{expert}` stand for numbers: several names are concatenated in order (rows), and
+experts are stacked.
 """
 
 import re
@@ -13,7 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-Arrangement = Literal["plain", "transposed", "grouped_qkv"]
+Arrangement = Literal["plain", "transposed", "grouped_qkv", "single_row"]
 LAYER_NUMBER = re.compile(r"(?<=layers\.)\d+")
 
 
@@ -48,13 +49,17 @@ class WeightNames:
 
         Raises KeyError when this style has no such tensor.
         """
-        module, _, kind = name.rpartition(".")
-        layer = LAYER_NUMBER.search(module)
-        source = self.modules[LAYER_NUMBER.sub("{layer}", module)]
+        layer = LAYER_NUMBER.search(name)
+        key = LAYER_NUMBER.sub("{layer}", name)
+        ending = ""
+        if key not in self.modules:
+            key, _, kind = key.rpartition(".")
+            ending = f".{kind}"
+        source = self.modules[key]
         experts = range(num_experts) if any("{expert}" in one for one in source.names) else range(1)
 
         def written_out(template: str, expert: int) -> str:
-            full = f"{template.format(layer=layer and layer.group(), expert=expert)}.{kind}"
+            full = f"{template.format(layer=layer and layer.group(), expert=expert)}{ending}"
             bare = full.removeprefix(self.prefix)
             return bare if bare in stored and full not in stored else full
 
@@ -70,8 +75,11 @@ def rearrange(stored: Tensor, arrangement: Arrangement, num_query_groups: int, k
     """A stored weight or bias with its rows in our order.
 
     transposed: GPT-2 stores weights [in, out]. grouped_qkv: GPT-NeoX and Megatron store, for each key-value head, its
-    query heads, its key and its value; ours are all queries, all keys, all values.
+    query heads, its key and its value; ours are all queries, all keys, all values. single_row: BART's vector with an
+    axis more, whose name is no module's.
     """
+    if arrangement == "single_row":
+        return stored.squeeze(0)
     if arrangement == "transposed" and stored.ndim == 2:
         return stored.t()
     if arrangement == "grouped_qkv":
@@ -79,6 +87,19 @@ def rearrange(stored: Tensor, arrangement: Arrangement, num_query_groups: int, k
         parts = (groups[:, :-2], groups[:, -2:-1], groups[:, -1:])
         return torch.cat([part.flatten(0, 2) for part in parts])
     return stored
+
+
+def arrange_back(ours: Tensor, arrangement: Arrangement, num_query_groups: int, kv_channels: int) -> Tensor:
+    """A weight or bias in our order as it is stored: what `rearrange` undoes."""
+    if arrangement == "transposed" and ours.ndim == 2:
+        return ours.t()
+    if arrangement == "grouped_qkv":
+        heads = ours.unflatten(0, (-1, kv_channels))
+        num_queries = heads.shape[0] - 2 * num_query_groups
+        query, key, value = heads.split([num_queries, num_query_groups, num_query_groups])
+        groups = [part.unflatten(0, (num_query_groups, -1)) for part in (query, key, value)]
+        return torch.cat(groups, dim=1).flatten(0, 2)
+    return ours
 
 
 ALWAYS_IGNORED = (r"rotary_emb\.inv_freq$",)
@@ -121,6 +142,20 @@ _QWEN3_MOE_MODULES = {
     _LAYER + "mlp.experts.linear_fc1": Source((_QWEN3_EXPERT + "gate_proj", _QWEN3_EXPERT + "up_proj")),
     _LAYER + "mlp.experts.linear_fc2": Source((_QWEN3_EXPERT + "down_proj",)),
 }
+_NEMOTRON_MODULES = {_LAYER + "mlp.linear_fc1": Source((_HF_LAYER + "mlp.up_proj",))}
+_SHARED_EXPERTS = _HF_LAYER + "mlp.shared_experts."
+_DEEPSEEK_MODULES = {
+    _LAYER + "self_attention.linear_q_proj": Source((_HF_LAYER + "self_attn.q_proj",)),
+    _LAYER + "self_attention.linear_q_down_proj": Source((_HF_LAYER + "self_attn.q_a_proj",)),
+    _LAYER + "self_attention.q_layernorm": Source((_HF_LAYER + "self_attn.q_a_layernorm",)),
+    _LAYER + "self_attention.linear_q_up_proj": Source((_HF_LAYER + "self_attn.q_b_proj",)),
+    _LAYER + "self_attention.linear_kv_down_proj": Source((_HF_LAYER + "self_attn.kv_a_proj_with_mqa",)),
+    _LAYER + "self_attention.kv_layernorm": Source((_HF_LAYER + "self_attn.kv_a_layernorm",)),
+    _LAYER + "self_attention.linear_kv_up_proj": Source((_HF_LAYER + "self_attn.kv_b_proj",)),
+    _LAYER + "mlp.router.expert_bias": Source((_HF_LAYER + "mlp.gate.e_score_correction_bias",)),
+    _LAYER + "mlp.shared_experts.linear_fc1": Source((_SHARED_EXPERTS + "gate_proj", _SHARED_EXPERTS + "up_proj")),
+    _LAYER + "mlp.shared_experts.linear_fc2": Source((_SHARED_EXPERTS + "down_proj",)),
+}
 _GPT2_LAYER = "transformer.h.{layer}."
 _NEOX_LAYER = "gpt_neox.layers.{layer}."
 
@@ -133,6 +168,8 @@ GEMMA = WeightNames(
 PHI3 = WeightNames(_LLAMA_MODULES | _PHI3_MODULES, prefix="model.")
 MIXTRAL = WeightNames(_LLAMA_MODULES | _MIXTRAL_MODULES, prefix="model.")
 QWEN3_MOE = WeightNames(_LLAMA_MODULES | _QWEN3_MOE_MODULES, prefix="model.")
+NEMOTRON = WeightNames(_LLAMA_MODULES | _NEMOTRON_MODULES, prefix="model.")
+DEEPSEEK_V3 = WeightNames(_LLAMA_MODULES | _QWEN3_MOE_MODULES | _DEEPSEEK_MODULES, prefix="model.")
 GPT2 = WeightNames(
     {
         "embedding.word_embeddings": Source(("transformer.wte",)),

@@ -41,6 +41,8 @@ COMMANDS = {
     "chat": ("chat:chat", "Talk with a model."),
     "serve": ("serve:serve", "An OpenAI-compatible HTTP server."),
     "score": ("score:score", "Log-probabilities and perplexity of texts."),
+    "convert": ("convert:convert", "Megatron checkpoints to Hugging Face's, and back."),
+    "inspect": ("inspect:inspect", "What is in a checkpoint: no weight is read."),
     "bench throughput": ("bench:throughput", "Many random prompts at once: requests and tokens per second."),
     "bench latency": ("bench:latency", "One prompt at a time: time to the first token and per token."),
     "bench serve": ("bench_serve:serve", "Load on a running server: throughput and latencies, as vLLM tells them."),

@@ -167,10 +167,10 @@ def _choose_sizes(model: str | None, given: dict[str, int]) -> "TrialSizes":
 
 
 def _sizes_of(model: str) -> dict[str, Any]:
-    from kilotron.checkpoints.huggingface import HuggingFaceCheckpoint
+    from kilotron.checkpoints.open_checkpoint import open_checkpoint
     from kilotron.models.registry import read_transformer_config
 
-    with HuggingFaceCheckpoint.open(model) as checkpoint:
+    with open_checkpoint(model) as checkpoint:
         config = read_transformer_config(checkpoint.config)
     sizes = {
         "hidden": config.hidden_size,

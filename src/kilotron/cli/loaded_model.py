@@ -85,7 +85,7 @@ def open_model(model: str | None, engine: EngineOptions, run: RunOptions) -> Ite
             config = replace(config, num_threads=1)
         note(f"no MODEL given, using the bundled tiny model ({_ADVICE})")
     else:
-        start_reading_ahead(Path(model).expanduser())
+        start_reading_ahead(sorted(Path(model).expanduser().glob("*.safetensors")))
     with collector_paused(), leaving_at_once():
         from kilotron.apis.llm import MegatronLLM
         from kilotron.apis.progress import LoadProgressBar

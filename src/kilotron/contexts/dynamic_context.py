@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kilotron.contexts.cross_table import CrossTable
 from kilotron.contexts.request_table import RequestTable
 from kilotron.kernels.interface import AttentionRows, KernelBackend, KVShape
 from kilotron.memory.kv_storage import KVStorage
@@ -24,13 +25,27 @@ class DynamicInferenceContext:
         kernels: the backend that allocates it and plans attention.
         max_requests: number of slots.
         max_sequence_length: most tokens of one request.
+        max_encoder_length: most tokens of one request's encoder input; 0 for decoder-only models.
     """
 
-    def __init__(self, shape: KVShape, kernels: KernelBackend, *, max_requests: int, max_sequence_length: int) -> None:
+    def __init__(
+        self,
+        shape: KVShape,
+        kernels: KernelBackend,
+        *,
+        max_requests: int,
+        max_sequence_length: int,
+        max_encoder_length: int = 0,
+    ) -> None:
         self.shape = shape
+        self.max_requests = max_requests
+        self.max_sequence_length = max_sequence_length
         self.storage = KVStorage(shape, kernels)
         self._kernels = kernels
         self._table = RequestTable(max_requests, -(-max_sequence_length // shape.block_size))
+        self._cross: CrossTable | None = None
+        if max_encoder_length:
+            self._cross = CrossTable(max_requests, max_encoder_length, shape.block_size, kernels)
         # Host values -> a tensor where the model is; `to` takes a microsecond even where there is nothing to do.
         self._send: Callable[[np.ndarray], Tensor] = torch.from_numpy
         if kernels.device.type != "cpu":
@@ -40,11 +55,15 @@ class DynamicInferenceContext:
         """Takes in the plan's admissions and grants, and lays its rows out as tensors."""
         for admission in plan.admissions:
             self._table.admit(admission.slot, admission.cached_block_ids)
+            if self._cross is not None:
+                self._cross.admit(admission)
         granted: list[int] = []
         for row in plan.rows:
             if row.block_ids:
                 self._table.append(row.slot, row.block_ids)
                 granted += row.block_ids
+        if self._cross is not None:
+            granted += self._cross.written_blocks(plan.rows)
         self.storage.clear(granted)
         return self._lay_out(plan.rows)
 
@@ -78,6 +97,7 @@ class DynamicInferenceContext:
             attention=self._kernels.plan_attention(attention_rows, block_size),
             logits_index=self._send(np.array(samples + scored, dtype=np.int64)),
             num_samples=len(samples),
+            encoder=None if self._cross is None else self._cross.lay_out(rows, slot_of_token, self._send),
         )
 
 
@@ -88,7 +108,7 @@ def _logits_tokens(rows: list[RowPlan]) -> tuple[list[int], list[int]]:
     end = 0
     for row in rows:
         first, end = end, end + len(row.token_ids)
-        if row.samples:
+        if row.needs_logits:
             samples.append(end - 1)
         if row.score is not None:
             begin = first + row.score.first

@@ -54,5 +54,9 @@ def run_alone(
         survivors.result.token_ids.extend(result.token_ids)
         survivors.result.scores.update(result.scores)
         survivors.result.prompt_scores.update(result.prompt_scores)
+        survivors.result.candidates.update(result.candidates)
         survivors.result.faults.update(result.faults)
+    # A beam that failed takes the other beams of its request with it.
+    rows = survivors.plan.rows
+    rows[:] = [row for row in rows if row.request_id not in survivors.errors]
     return survivors

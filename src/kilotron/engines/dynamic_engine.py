@@ -15,6 +15,7 @@ from kilotron.config import KVMode
 from kilotron.contexts.dynamic_context import DynamicInferenceContext
 from kilotron.engines.abstract_engine import AbstractEngine
 from kilotron.engines.computed_rows import ComputedRows, run_alone
+from kilotron.engines.default_parts import default_limits, make_intake
 from kilotron.engines.interruption import run_uninterrupted
 from kilotron.engines.load_figures import EngineCounts, EngineLoadFigures
 from kilotron.engines.request_end import FINAL_STATUS, Listener, caused, error_of, finish, last_item, tell
@@ -59,27 +60,29 @@ class DynamicInferenceEngine(AbstractEngine):
     """One replica's engine.
 
     Args:
-        scheduler: decides who runs.
-        context: owns the KV cache and lays out batches.
         controller: runs the model and samples.
-        intake: checks and numbers requests.
+        context: owns the KV cache and lays out batches.
+        scheduler: decides who runs; None makes one with the default limits.
+        intake: checks and numbers requests; None makes one that knows the controller's model and tokenizer.
         timeline: takes down what happens to each request.
     """
 
     def __init__(
         self,
-        scheduler: Scheduler,
-        context: DynamicInferenceContext,
         controller: TextGenerationController,
-        intake: RequestIntake,
+        context: DynamicInferenceContext,
+        *,
+        scheduler: Scheduler | None = None,
+        intake: RequestIntake | None = None,
         timeline: RequestTimeline | None = None,
     ) -> None:
-        self.scheduler = scheduler
+        self.scheduler = scheduler or Scheduler(default_limits(context), context.shape.num_blocks)
         self.context = context
         self.controller = controller
-        self.intake = intake
+        self.intake = intake or make_intake(controller, context)
         self.timeline = timeline
-        self._suspension = CacheSuspension(scheduler, context.storage)
+        controller.reserve_slots(context.max_requests)
+        self._suspension = CacheSuspension(self.scheduler, context.storage)
         self._requests: dict[int, InferenceRequest] = {}
         self._listeners: dict[int, Listener] = {}
         self._closed_because: str | None = None
@@ -326,7 +329,7 @@ class DynamicInferenceEngine(AbstractEngine):
         if isinstance(params, SamplingParams) and params.n != 1:
             raise SamplingParamsError(f"a stream has one continuation, not n={params.n}; start one stream for each")
         request = self.intake.build(prompt, params)
-        request.sampling_params.streaming = True
+        request.sampling_params.add_attributes({"streaming": True})
         return request
 
     @_exclusive
@@ -380,11 +383,12 @@ class DynamicInferenceEngine(AbstractEngine):
         plan, result, errors = self._compute(plan)
         ended = self._update_generation_status(plan, result)
         try:
-            self.scheduler.resolve_step(plan, result, {request.request_id for request in ended})
+            moves = self.controller.take_beam_moves()
+            self.scheduler.resolve_step(plan, result, {request.request_id for request in ended}, moves)
         except Exception as error:
             return self._fail_everything(error)
         self._counts.scheduler_faults_in_a_row = 0
-        self.num_tokens_generated += len(result.token_ids)
+        self.num_tokens_generated += len(result.token_ids) + sum(map(len, moves.values()))
         for request in ended:
             self._end(request)
         if errors:
@@ -481,7 +485,7 @@ class DynamicInferenceEngine(AbstractEngine):
         if reason is not None:
             finish(progress, reason, request.error or error_of(request, reason))
         if not request.sampling_params.return_prompt_tokens:
-            request.prompt_tokens = []
+            request.prompt_tokens, request.encoder_tokens = [], []
         request.timings.finished = time.monotonic()
         request.status = FINAL_STATUS.get(request.finish_reason or "", Status.COMPLETED)
         self._counts.finish(request.finish_reason or "error")

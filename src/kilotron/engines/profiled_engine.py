@@ -3,7 +3,7 @@
 Subclasses rather than hooks, so that an engine that is not profiled has nothing to ask or to call.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +15,7 @@ from kilotron.model_inference_wrappers.gpt_inference_wrapper import GPTInference
 from kilotron.models.inference_batch import InferenceBatch
 from kilotron.sampling.sampler import SampledTokens
 from kilotron.scheduling.scheduler import Scheduler
-from kilotron.scheduling.step_plan import StepPlan, StepResult
+from kilotron.scheduling.step_plan import NO_MOVES, BeamMove, StepPlan, StepResult
 from kilotron.text_generation_controllers.text_generation_controller import TextGenerationController
 from kilotron.trace import Trace
 
@@ -41,9 +41,15 @@ class ProfiledScheduler(Scheduler):
             self.figures |= {"step": plan.step, "rows": len(plan.rows), "tokens": plan.num_tokens}
         return plan
 
-    def resolve_step(self, plan: StepPlan, result: StepResult, ended: Collection[int]) -> None:
+    def resolve_step(
+        self,
+        plan: StepPlan,
+        result: StepResult,
+        ended: Collection[int],
+        moves: Mapping[int, Sequence[BeamMove]] = NO_MOVES,
+    ) -> None:
         """See `Scheduler`."""
-        self.trace.run(super().resolve_step, plan, result, ended, name="resolve", category=HOP)
+        self.trace.run(super().resolve_step, plan, result, ended, moves, name="resolve", category=HOP)
 
 
 class ProfiledContext(DynamicInferenceContext):
@@ -81,9 +87,9 @@ class ProfiledController(TextGenerationController):
         """See `TextGenerationController`."""
         return self.trace.run(super().generate_step, plan, batch, name="generate", category=HOP)
 
-    def sample_from_logits(self, logits: Tensor, slots: list[int], positions: list[int]) -> SampledTokens:
+    def sample_rows(self, logits: Tensor, slots: list[int], positions: list[int]) -> SampledTokens:
         """See `TextGenerationController`."""
-        return self.trace.run(super().sample_from_logits, logits, slots, positions, name="sample", category=HOP)
+        return self.trace.run(super().sample_rows, logits, slots, positions, name="sample", category=HOP)
 
 
 class ProfiledEngine(DynamicInferenceEngine):
@@ -91,8 +97,8 @@ class ProfiledEngine(DynamicInferenceEngine):
 
     scheduler: ProfiledScheduler
 
-    def __init__(self, *args: Any, trace: Trace) -> None:
-        super().__init__(*args)
+    def __init__(self, *args: Any, trace: Trace, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.trace = trace
 
     def step(self) -> list[InferenceRequest]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from kilotron.engines.encoder_intake import EncoderDecoderPrompt, EncoderLimits, split_prompt
 from kilotron.errors import (
     EmptyPromptError,
     InvalidRequestError,
@@ -22,9 +23,10 @@ from kilotron.errors import (
 from kilotron.inference_request import InferenceRequest, RequestTimings
 from kilotron.sampling.random_uniform import derive_seed
 from kilotron.sampling_params import SamplingParams
+from kilotron.tokenization.line_breaks import newline_after_colon_ids
 from kilotron.tokenization.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int]
+Prompt = str | Sequence[int] | EncoderDecoderPrompt
 
 
 class PromptTokenizer(Protocol):
@@ -46,6 +48,8 @@ class RequestLimits:
     max_sequence_length: int
     eos_ids: frozenset[int]
     """The model's own end-of-sequence ids."""
+    encoder: EncoderLimits | None = None
+    """None for decoder-only models."""
 
 
 class RequestIntake:
@@ -71,7 +75,8 @@ class RequestIntake:
         """One request; its `choices` are the n continuations, itself first.
 
         Args:
-            prompt: text or token ids.
+            prompt: text or token ids. An encoder-decoder model's encoder reads it; an `EncoderDecoderPrompt` says what
+                its decoder begins with besides.
             sampling_params: None takes the defaults. Later changes to the object do not reach the request.
             timeout_s: seconds from now after which it is cancelled.
             cache_salt: requests share cached prefixes only with those of the same salt.
@@ -81,7 +86,14 @@ class RequestIntake:
         """
         params = _checked_params(sampling_params)
         _check_delivery(timeout_s, cache_salt)
-        tokens = self._tokens(prompt, params)
+        encoder = self.limits.encoder
+        decoder_prompt, encoder_prompt = split_prompt(prompt, encoder, scores_prompt=params.wants_prompt_log_probs)
+        encoder_tokens: list[int] = []
+        if encoder is None:
+            tokens = self._tokens(decoder_prompt, params)
+        else:
+            encoder_tokens = self._encoder_tokens(encoder_prompt, params, encoder)
+            tokens = encoder.decoder_tokens([] if decoder_prompt is None else self._decoder_tokens(decoder_prompt))
         self._check_ids(params)
         now = time.monotonic()
         first = InferenceRequest(
@@ -89,7 +101,9 @@ class RequestIntake:
             prompt_tokens=tokens,
             sampling_params=params,
             timings=RequestTimings(now),
-            prompt=prompt if isinstance(prompt, str) else None,
+            prompt=decoder_prompt if isinstance(decoder_prompt, str) else None,
+            encoder_prompt=encoder_prompt if isinstance(encoder_prompt, str) else None,
+            encoder_tokens=encoder_tokens,
             max_generated=self._max_generated(len(tokens), params),
             seed=params.seed if params.seed is not None else self._seeds.getrandbits(63),
             end_ids=self._end_ids(params),
@@ -108,6 +122,8 @@ class RequestIntake:
             sampling_params=first.sampling_params,
             timings=RequestTimings(first.timings.arrival),
             prompt=first.prompt,
+            encoder_prompt=first.encoder_prompt,
+            encoder_tokens=first.encoder_tokens,
             max_generated=first.max_generated,
             seed=derive_seed(first.seed, index),
             end_ids=first.end_ids,
@@ -118,15 +134,41 @@ class RequestIntake:
             choices=first.choices,
         )
 
-    def _tokens(self, prompt: Prompt, params: SamplingParams) -> list[int]:
+    def _tokens(self, prompt: str | Sequence[int], params: SamplingParams) -> list[int]:
         if isinstance(prompt, str):
-            tokens = self._prompts.tokenize_prompt(prompt, add_BOS=params.add_BOS)
+            # A controller's own `tokenize_prompt` need not know of add_BOS, and may give a tensor.
+            options = {"add_BOS": True} if params.add_BOS else {}
+            tokens = self._prompts.tokenize_prompt(prompt, **options)
+            if not isinstance(tokens, list):
+                tokens = _as_ids(tokens)
         else:
             tokens = _as_ids(prompt)
         if not tokens:
             raise EmptyPromptError("the prompt is empty; give at least one token (add_BOS=True adds one to a text)")
-        self._check_range("prompt token id", min(tokens))
-        self._check_range("prompt token id", max(tokens))
+        return self._in_range("prompt token id", tokens)
+
+    def _encoder_tokens(self, prompt: str | Sequence[int], params: SamplingParams, limits: EncoderLimits) -> list[int]:
+        """As a prompt is made of a text for other models, its special tokens included."""
+        if isinstance(prompt, str):
+            tokens = self._prompts.tokenize_prompt(prompt, add_BOS=params.add_BOS)
+        else:
+            tokens = _as_ids(prompt)
+        limits.check_length(tokens)
+        return self._in_range("encoder token id", tokens)
+
+    def _decoder_tokens(self, prompt: str | Sequence[int]) -> list[int]:
+        """A decoder's beginning: no special token must end it."""
+        if not isinstance(prompt, str):
+            return self._in_range("prompt token id", _as_ids(prompt))
+        tokenizer = self._prompts.tokenizer
+        if tokenizer is None:
+            raise InvalidRequestError("this engine has no tokenizer, so prompts must be token ids")
+        return tokenizer.tokenize(prompt, add_special_tokens=False)
+
+    def _in_range(self, what: str, tokens: list[int]) -> list[int]:
+        if tokens:
+            self._check_range(what, min(tokens))
+            self._check_range(what, max(tokens))
         return tokens
 
     def _max_generated(self, num_prompt: int, params: SamplingParams) -> int:
@@ -167,12 +209,15 @@ class RequestIntake:
     def _bad_word_ids(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         """Each bad word as it is spelled at the start of a text and after a blank."""
         tokenizer = self._prompts.tokenizer
-        if not params.bad_words:
+        if not params.bad_words and not params.prevent_newline_after_colon:
             return ()
         if tokenizer is None:
-            raise InvalidRequestError("bad_words need a tokenizer, and this engine has none")
+            name = "bad_words" if params.bad_words else "prevent_newline_after_colon"
+            raise InvalidRequestError(f"{name} needs a tokenizer, and this engine has none")
         spellings = [text for word in params.bad_words for text in (word.lstrip(" "), " " + word.lstrip(" "))]
         ids = {tuple(tokenizer.tokenize(text, add_special_tokens=False)) for text in spellings}
+        if params.prevent_newline_after_colon:
+            ids |= newline_after_colon_ids(tokenizer)
         return tuple(sorted(ids - {()}))
 
     def _check_ids(self, params: SamplingParams) -> None:

@@ -85,15 +85,25 @@ class AttentionOptions:
     """Sliding window: a token sees itself and the `window - 1` tokens before; None sees all."""
     softcap: float | None = None
     """Scores become `softcap * tanh(scores / softcap)`."""
+    sinks: Tensor | None = None
+    """[H] float32: scores of a key that every query of a head sees and whose value is zero: e to that power joins the
+    softmax's denominator (gpt-oss; Megatron's softmax_offset)."""
+    position_bias: Tensor | None = None
+    """[H, number of distances] float32, added to scaled scores, before the soft-cap: query at position q and key at k
+    get column q - k, or the last one where they are farther apart (T5's decoder)."""
 
 
 class Activation(NamedTuple):
     """What follows a linear layer at once."""
 
     kind: str
-    """"silu", "gelu", "gelu_tanh" or "relu"."""
+    """"silu", "gelu", "gelu_tanh", "quick_gelu" (x * sigmoid(1.702 x)), "relu" or "relu2" (its square)."""
     is_gated: bool
     """The first half of the outputs goes through the activation and multiplies the second half."""
+    clamp: float | None = None
+    """What goes into the activation is at most this, and the second half lies within minus this and this (gpt-oss)."""
+    linear_offset: float = 0.0
+    """Added to the second half before it is multiplied."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,9 +162,13 @@ class ExpertWeights(NamedTuple):
     """The weights of one mixture-of-experts layer: E matrices each, or one tensor that holds them."""
 
     gate_up: Tensor | Sequence[Weight]
-    """E times [2 * ffn, hidden]; gate rows first."""
+    """E times [2 * ffn, hidden], gate rows first; [ffn, hidden] when not gated."""
     down: Tensor | Sequence[Weight]
     """E times [hidden, ffn]"""
+    gate_up_bias: Tensor | None = None
+    """[E, 2 * ffn], or [E, ffn]"""
+    down_bias: Tensor | None = None
+    """[E, hidden]"""
 
 
 class TemperedRows(NamedTuple):
@@ -316,7 +330,8 @@ class KernelBackend(Protocol):
         """Norms and rotates queries and keys, and writes keys and values into the cache.
 
         `heads` [T, H + 2G, D] are queries, keys and values. They go to `kv_slots` [T] int64 = block id * B + offset,
-        and all tokens of a row come in order of position. Returns the queries [T, H, D].
+        and all tokens of a row come in order of position. Returns the queries [T, H, D]. H may be 0: then it but
+        writes (keys and values of an encoder's output).
         """
         ...
 
@@ -328,6 +343,29 @@ class KernelBackend(Protocol):
         """Causal attention of each row's new tokens over its cached and new ones. [T, H, D] -> [T, H, D]"""
         ...
 
+    def full_attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        lengths: Sequence[int] | np.ndarray,
+        *,
+        scale: float,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Attention of an encoder: each token over all tokens of its row, without a cache. -> [T, H, D]
+
+        Args:
+            query: [T, H, D]
+            key: [T, G, D]
+            value: [T, G, D]
+            lengths: tokens of each row, in order; their sum is T.
+            scale: multiplies the scores.
+            bias: [H, 2M + 1] float32, added to the scaled scores: query at position q and key at k get column
+                clamp(k - q, -M, M) + M (T5's encoder).
+        """
+        ...
+
     def pack_layers(self, layers: Sequence[DecoderLayer]) -> PackedLayers | None:
         """Makes one operation of several layers; None where their operations are to be called one by one.
 
@@ -335,8 +373,8 @@ class KernelBackend(Protocol):
         """
         ...
 
-    def pack_experts(self, weights: ExpertWeights, kind: str) -> PackedExperts:
-        """Brings experts, gated with activation `kind`, into the layout `mix_experts` wants; a copy."""
+    def pack_experts(self, weights: ExpertWeights, activation: Activation) -> PackedExperts:
+        """Brings experts into the layout `mix_experts` wants; a copy."""
         ...
 
     def mix_experts(self, x: Tensor, packed: PackedExperts, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
 """ProfiledBackend: any kernel backend, with the time of each operation on record."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 from torch import Tensor, device
 
 from kilotron.kernels.interface import (
@@ -140,14 +142,29 @@ class ProfiledBackend:
         name = f"paged_attention {_sizes(query.shape[1:])}{'' if options.window is None else f' in {options.window}'}"
         return self._run(name, {"rows": query.shape[0]}, self._kernels.paged_attention, query, kv, plan, options)
 
+    def full_attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        lengths: Sequence[int] | np.ndarray,
+        *,
+        scale: float,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """See `KernelBackend`."""
+        name = f"full_attention {_sizes(query.shape[1:])}"
+        attend = partial(self._kernels.full_attention, scale=scale, bias=bias)
+        return self._run(name, {"rows": query.shape[0]}, attend, query, key, value, lengths)
+
     def pack_layers(self, layers: Sequence[DecoderLayer]) -> PackedLayers | None:
         """None: operations inside of layers are to be on record."""
         return None
 
-    def pack_experts(self, weights: ExpertWeights, kind: str) -> PackedExperts:
+    def pack_experts(self, weights: ExpertWeights, activation: Activation) -> PackedExperts:
         """See `KernelBackend`."""
         sizes = _sizes((len(weights.gate_up), *weights.gate_up[0].shape))
-        packed = self._load(f"pack_experts {sizes}", {}, self._kernels.pack_experts, weights, kind)
+        packed = self._load(f"pack_experts {sizes}", {}, self._kernels.pack_experts, weights, activation)
         return NamedWeights(packed, f"mix_experts {sizes}")
 
     def mix_experts(self, x: Tensor, packed: PackedExperts, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:

@@ -266,7 +266,7 @@ class TrialMaker:
         )
         expert_bytes = _bytes_of(gate_up) + _bytes_of(down)
         copies = [
-            (self._kernels.pack_experts(self._experts(gate_up, down), "silu"),)
+            (self._kernels.pack_experts(self._experts(gate_up, down), Activation("silu", is_gated=True)),)
             for _ in range(_num_copies(sizes.experts * expert_bytes))
         ]
         for count in rows:

@@ -14,7 +14,7 @@ from kilotron.checkpoints import weight_names
 from kilotron.checkpoints.weight_names import WeightNames
 from kilotron.models.config_fields import ConfigFields
 from kilotron.models.rope_fields import read_rope, read_rope_scaling, rope_section
-from kilotron.models.transformer_config import TransformerConfig
+from kilotron.models.transformer_config import LatentAttention, TransformerConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ACTIVATIONS = {
@@ -25,6 +25,8 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "relu": "relu",
+    "relu2": "relu2",
+    "quick_gelu": "quick_gelu",
 }
 
 
@@ -53,11 +55,11 @@ def read_gpt2(fields: ConfigFields) -> TransformerConfig:
         add_proj_bias=True,
         add_mlp_bias=True,
         gated_linear_unit=False,
-        activation=_activation(fields, "activation_function", "gelu_new"),
+        activation=read_activation(fields, "activation_function", "gelu_new"),
         position_embedding_type="learned",
         softmax_scale=scale,
         scale_attn_by_inverse_layer_idx=fields.flag("scale_attn_by_inverse_layer_idx", False),
-        **_vocabulary(fields, is_tied=True),
+        **read_vocabulary(fields, is_tied=True),
     )
 
 
@@ -66,7 +68,7 @@ def read_gpt_neox(fields: ConfigFields) -> TransformerConfig:
     attention_bias = fields.flag("attention_bias", True)
     return TransformerConfig(
         **_sizes(fields),
-        **_vocabulary(fields, is_tied=False),
+        **read_vocabulary(fields, is_tied=False),
         **read_rope(fields, default_percent=0.25),
         normalization="LayerNorm",
         layernorm_epsilon=fields.number("layer_norm_eps", 1e-5),
@@ -75,7 +77,7 @@ def read_gpt_neox(fields: ConfigFields) -> TransformerConfig:
         add_proj_bias=attention_bias,
         add_mlp_bias=True,
         gated_linear_unit=False,
-        activation=_activation(fields, "hidden_act", "gelu"),
+        activation=read_activation(fields, "hidden_act", "gelu"),
     )
 
 
@@ -162,7 +164,43 @@ def read_gemma3(fields: ConfigFields) -> TransformerConfig:
     )
 
 
+def read_nemotron(fields: ConfigFields) -> TransformerConfig:
+    """Layer norms around zero, half of each head rotated, no gate before the squared ReLU."""
+    own = {
+        **read_rope(fields, default_percent=0.5),
+        "normalization": "LayerNorm",
+        "layernorm_epsilon": fields.number("norm_eps", 1e-5),
+        "layernorm_zero_centered_gamma": True,
+        "gated_linear_unit": False,
+        "activation": read_activation(fields, "hidden_act", "relu2"),
+    }
+    return TransformerConfig(**_llama(fields) | own)
+
+
+def read_deepseek_v3(fields: ConfigFields) -> TransformerConfig:
+    """Latent attention; after some dense layers, experts in groups, chosen by sigmoid scores, and shared ones."""
+    if fields.flag("attention_bias", False):
+        raise fields.wrong("attention_bias", "false: biases of latent vectors are not implemented, so that")
+    latent = LatentAttention(
+        q_lora_rank=fields.count("q_lora_rank") if "q_lora_rank" in fields else None,
+        kv_lora_rank=fields.count("kv_lora_rank", 512),
+        qk_head_dim=fields.count("qk_nope_head_dim", 128),
+        qk_pos_emb_head_dim=fields.count("qk_rope_head_dim", 64),
+        v_head_dim=fields.count("v_head_dim", 128),
+        rotary_interleaved=fields.flag("rope_interleave", True),
+        norm_epsilon=1e-6,  # whatever rms_norm_eps is
+    )
+    own = {
+        "num_query_groups": fields.count("num_attention_heads"),
+        "kv_channels": latent.cached_head_size,
+        "latent_attention": latent,
+        "softmax_scale": _yarn_magnitude(fields) ** 2 * latent.head_size**-0.5,
+    }
+    return TransformerConfig(**_llama(fields) | own | _deepseek_experts(fields))
+
+
 ARCHITECTURES: dict[str, Architecture] = {
+    "DeepseekV3ForCausalLM": Architecture(read_deepseek_v3, weight_names.DEEPSEEK_V3),
     "GPT2LMHeadModel": Architecture(read_gpt2, weight_names.GPT2),
     "GPTNeoXForCausalLM": Architecture(read_gpt_neox, weight_names.GPT_NEOX),
     "Gemma2ForCausalLM": Architecture(read_gemma2, weight_names.GEMMA),
@@ -170,6 +208,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "LlamaForCausalLM": Architecture(read_llama, weight_names.LLAMA),
     "MistralForCausalLM": Architecture(read_mistral, weight_names.LLAMA),
     "MixtralForCausalLM": Architecture(read_mixtral, weight_names.MIXTRAL),
+    "NemotronForCausalLM": Architecture(read_nemotron, weight_names.NEMOTRON),
     "Olmo2ForCausalLM": Architecture(read_olmo2, weight_names.OLMO2),
     "Phi3ForCausalLM": Architecture(read_phi3, weight_names.PHI3),
     "Qwen2ForCausalLM": Architecture(read_qwen2, weight_names.LLAMA),
@@ -182,13 +221,13 @@ def _llama(fields: ConfigFields) -> dict[str, Any]:
     attention_bias, mlp_bias = fields.flag("attention_bias", False), fields.flag("mlp_bias", False)
     return {
         **_sizes(fields),
-        **_vocabulary(fields, is_tied=False),
+        **read_vocabulary(fields, is_tied=False),
         **read_rope(fields),
         "layernorm_epsilon": fields.number("rms_norm_eps", 1e-6),
         "add_qkv_bias": attention_bias,
         "add_proj_bias": attention_bias,
         "add_mlp_bias": mlp_bias,
-        "activation": _activation(fields, "hidden_act", "silu"),
+        "activation": read_activation(fields, "hidden_act", "silu"),
     }
 
 
@@ -206,17 +245,47 @@ def _gemma(fields: ConfigFields) -> dict[str, Any]:
     attention_bias = fields.flag("attention_bias", False)
     return {
         **_sizes(fields),
-        **_vocabulary(fields, is_tied=True),
+        **read_vocabulary(fields, is_tied=True),
         "kv_channels": fields.integer("head_dim", 256),
         "layernorm_epsilon": fields.number("rms_norm_eps", 1e-6),
         "layernorm_zero_centered_gamma": True,
         "norm_placement": "sandwich",
         "add_qkv_bias": attention_bias,
         "add_proj_bias": attention_bias,
-        "activation": _activation(fields, "hidden_activation", "gelu_pytorch_tanh"),
+        "activation": read_activation(fields, "hidden_activation", "gelu_pytorch_tanh"),
         "softmax_scale": query_scalar**-0.5,
         "embedding_multiplier": math.sqrt(fields.integer("hidden_size")),
     }
+
+
+def _deepseek_experts(fields: ConfigFields) -> dict[str, Any]:
+    num_dense, size = fields.integer("first_k_dense_replace", 3), fields.count("moe_intermediate_size", 2048)
+    num_shared = fields.integer("n_shared_experts", 1)
+    return {
+        "num_moe_experts": fields.count(
+            "num_local_experts" if "num_local_experts" in fields else "n_routed_experts", 256
+        ),
+        "moe_router_topk": fields.count("num_experts_per_tok", 8),
+        "moe_ffn_hidden_size": size,
+        "moe_layer_freq": tuple(layer >= num_dense for layer in range(fields.count("num_hidden_layers"))),
+        "norm_topk_prob": fields.flag("norm_topk_prob", True),
+        "moe_router_score_function": "sigmoid",
+        "moe_router_float32": True,
+        "moe_router_topk_scaling_factor": fields.number("routed_scaling_factor", 2.5),
+        "moe_router_enable_expert_bias": True,
+        "moe_router_num_groups": fields.count("n_group", 8),
+        "moe_router_group_topk": fields.count("topk_group", 4),
+        "moe_shared_expert_intermediate_size": size * num_shared if num_shared else None,
+    }
+
+
+def _yarn_magnitude(fields: ConfigFields) -> float:
+    """What DeepSeek's queries and keys each are multiplied by when their rotation is stretched."""
+    rope = rope_section(fields)
+    scaling, multiplier = read_rope_scaling(fields, rope), rope.number("mscale_all_dim", 0.0)
+    if scaling is None or scaling.factor <= 1:
+        return 1.0
+    return 0.1 * multiplier * math.log(scaling.factor) + 1.0
 
 
 def _sizes(fields: ConfigFields) -> dict[str, Any]:
@@ -232,21 +301,24 @@ def _sizes(fields: ConfigFields) -> dict[str, Any]:
     }
 
 
-def _vocabulary(fields: ConfigFields, *, is_tied: bool) -> dict[str, Any]:
-    """Vocabulary, special ids and the stored dtype; `is_tied` is the architecture's default."""
+def read_vocabulary(
+    fields: ConfigFields, *, is_tied: bool, vocab_size: int | None = None, eos_token_id: int | None = None
+) -> dict[str, Any]:
+    """Vocabulary, special ids and the stored dtype; what is given are the architecture's defaults."""
     name = fields.text("dtype", fields.text("torch_dtype", "float32")).removeprefix("torch.")
     if name not in DTYPES:
         raise fields.wrong("dtype" if "dtype" in fields else "torch_dtype", f"one of {', '.join(DTYPES)}")
     return {
-        "vocab_size": fields.integer("vocab_size"),
+        "vocab_size": fields.integer("vocab_size", vocab_size),
         "untie_embeddings_and_output_weights": not fields.flag("tie_word_embeddings", is_tied),
         "params_dtype": DTYPES[name],
-        "eos_token_ids": fields.integers("eos_token_id"),
+        "eos_token_ids": fields.integers("eos_token_id") or (() if eos_token_id is None else (eos_token_id,)),
         "bos_token_id": fields.integer("bos_token_id") if "bos_token_id" in fields else None,
     }
 
 
-def _activation(fields: ConfigFields, name: str, default: str) -> str:
+def read_activation(fields: ConfigFields, name: str, default: str) -> str:
+    """The name of an activation, in our words."""
     kind = fields.text(name, default)
     if kind not in ACTIVATIONS:
         raise fields.wrong(name, f"one of {', '.join(ACTIVATIONS)}")

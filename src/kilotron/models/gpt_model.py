@@ -3,6 +3,8 @@
 Sees the tensors of one step and the kernels, never the context or the scheduler. Parameters have Megatron's names.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,15 +33,19 @@ class GPTModel(Layer):
         self.config = config
         self.kernels = kernels
         self.embedding = LanguageModelEmbedding(config, kernels)
-        self.decoder = TransformerBlock(config, kernels)
+        self.decoder = self.make_decoder()
         self.output_layer: Linear | TiedLinear = TiedLinear(kernels)
         if config.untie_embeddings_and_output_weights:
             self.output_layer = Linear(kernels, config.hidden_size, (config.vocab_size,), bias=False)
         self.rotary_embedding = self.local_rotary_embedding = None
-        if config.position_embedding_type == "rope":
+        if config.rotates:
             limit = max_sequence_length or config.context_length
             self.rotary_embedding = make_rotary_embedding(config, kernels.device, limit)
             self.local_rotary_embedding = make_local_rotary_embedding(config, kernels.device)
+
+    def make_decoder(self) -> Any:
+        """The layers; models of other forms have others."""
+        return TransformerBlock(self.config, self.kernels)
 
     def forward(self, batch: InferenceBatch) -> Tensor:
         """Hidden states of the tokens in `batch.logits_index` after the final norm: [S + P, hidden]."""
@@ -65,6 +71,14 @@ class GPTModel(Layer):
             return
         table = self.embedding.word_embeddings.weight
         self.output_layer.pack(rounding.quantize(table, table.dtype, table.device) if rounding else table)
+
+    def pack(self) -> None:
+        """Makes of the loaded weights what steps need, once all of them are packed."""
+        self.decoder.pack()
+
+    def unpack(self) -> None:
+        """Lets go of what `pack` made: new weights are about to come."""
+        self.decoder.unpack()
 
     def packed_weights(self) -> dict[str, PackedLinear | PackedExperts]:
         """What the kernels made of the weights, by the names of the modules that hold it."""

@@ -18,8 +18,9 @@ from kilotron.checkpoints.weight_names import TensorSource, WeightNames, rearran
 from kilotron.errors import BrokenCheckpointError
 from kilotron.kernels.interface import QuantizedWeight, Weight
 from kilotron.models.gpt_model import GPTModel
+from kilotron.models.layers.experts import ExpertLinear, Experts
+from kilotron.models.layers.layer import Layer
 from kilotron.models.layers.linear import Linear
-from kilotron.models.layers.mixture_of_experts import ExpertLinear, Experts
 from kilotron.models.quantization.rounding import Rounding
 from kilotron.models.quantization.stacking import concatenate_rows, dequantized, rearrange_rows
 from kilotron.models.quantization.stored_matrix import PartSpec
@@ -45,7 +46,7 @@ class PlannedTensor(NamedTuple):
     """The module that packs the parameter once all of its own are there."""
     module: nn.Module
     kind: str
-    """`weight` or `bias`"""
+    """The parameter's name in its module, `weight` or `bias` mostly."""
     source: TensorSource
 
     @property
@@ -56,18 +57,31 @@ class PlannedTensor(NamedTuple):
     @property
     def is_stacked(self) -> bool:
         """Whether the first axis counts experts."""
-        return len(self.shape) == 3
+        return isinstance(self.module, ExpertLinear)
 
     @property
     def can_round(self) -> bool:
         """Whether a plain one may be quantized when quantization is asked for."""
         if isinstance(self.module, Linear):
             return self.kind == "weight" and self.module.can_round
-        return isinstance(self.module, ExpertLinear)
+        return self.kind == "weight" and isinstance(self.module, ExpertLinear)
+
+    @property
+    def row_order(self) -> Tensor | None:
+        """The stored row of each row, once those are arranged and put together."""
+        return self.module.row_order if isinstance(self.module, Layer) and self.kind in ("weight", "bias") else None
+
+    def dtype_in(self, dtype: torch.dtype) -> torch.dtype:
+        """The parameter's dtype in a model of the given one."""
+        keeps = isinstance(self.module, Layer) and self.kind in self.module.float32_parameters
+        return torch.float32 if keeps else dtype
 
     def matrices(self) -> Iterator[dict[str, tuple[int, ...]]]:
         """For each expert, or once: the tensors it is made of, and what their shapes are as the model has them."""
         rows, *rest = self.shape[1:] if self.is_stacked else self.shape
+        if self.source.arrangement == "single_row":
+            yield {self.source.stacks[0][0]: (1, rows)}
+            return
         for names in self.source.stacks:
             sizes = (rows,) if len(names) == 1 else self._output_sizes()
             yield {name: (size, *rest) for name, size in zip(names, sizes, strict=True)}
@@ -111,7 +125,7 @@ def load_weights(
     _check_tensors(expected, checkpoint)
     tied_duplicate = _check_tied_output(model, checkpoint, names)
     reader = _ParameterReader(stored, model, dtype, rounding)
-    model.decoder.unpack()
+    model.unpack()
     bytes_done, bytes_total = 0, sum(prod(planned.shape) for planned in plan) * dtype.itemsize
     paths = {module: path for path, module in model.named_modules()}
     packed = packed or {}
@@ -131,7 +145,7 @@ def load_weights(
             # At once, and before all others: the table, the largest of all, is not in memory twice beside them.
             model.tie_output_layer(rounding, packed.get(OUTPUT_LAYER))
             checkpoint.drop_pages()
-    model.decoder.pack()
+    model.pack()
     stored.tell_losses(dtype)
     used = expected.keys() | tied_duplicate
     unused = (name for name in checkpoint.tensors if name not in used and not stored.is_companion(name, used))
@@ -147,7 +161,7 @@ def _plan(model: GPTModel, stored: StoredWeights, names: WeightNames) -> list[Pl
     for path, module in model.named_modules():
         owner = model.get_submodule(path.rpartition(".")[0]) if isinstance(module, ExpertLinear) else module
         for kind, parameter in module.named_parameters(recurse=False):
-            num_experts = parameter.shape[0] if parameter.ndim == 3 else 0
+            num_experts = parameter.shape[0] if isinstance(module, ExpertLinear) else 0
             source = names.source_of(f"{path}.{kind}", stored.names, num_experts)
             plan.append(PlannedTensor(owner, module, kind, source))
     return plan
@@ -211,11 +225,15 @@ class _ParameterReader:
     def _read_one(self, planned: PlannedTensor) -> Weight:
         (matrix,) = planned.matrices()
         weight = self._read_matrix(planned, matrix)
+        order = planned.row_order
+        if order is not None:
+            weight = rearrange_rows(weight, lambda rows: rows.index_select(0, order.to(rows.device)))
         return weight if isinstance(planned.module, Linear) else dequantized(weight)
 
     def _read_experts(self, planned: PlannedTensor) -> Tensor | Sequence[Weight]:
         first = next(iter(planned.source.stacks[0]))
-        if self.rounding is not None or self.stored.is_quantized(first, planned.shape[1:]):
+        is_rounded = self.rounding is not None and planned.can_round
+        if is_rounded or self.stored.is_quantized(first, planned.shape[1:]):
             return [self._read_matrix(planned, matrix) for matrix in planned.matrices()]
         result = torch.empty(planned.shape, dtype=self.dtype, device=self.device)
         for part, matrix in zip(result, planned.matrices(), strict=True):
@@ -232,7 +250,7 @@ class _ParameterReader:
                 return whole
         for _ in quantized:
             self.stored.count_loss("side by side with matrices of other bits or groups")
-        plain = [dequantized(part).to(self.device, self.dtype) for part in parts]
+        plain = [dequantized(part).to(self.device, planned.dtype_in(self.dtype)) for part in parts]
         return plain[0].contiguous() if len(plain) == 1 else torch.cat(plain)
 
     def _read_part(self, planned: PlannedTensor, name: str, shape: tuple[int, ...]) -> Weight:

@@ -41,29 +41,36 @@ def score_tokens(
     for start in range(0, len(targets), rows_per_chunk):
         chunk = logits[start : start + rows_per_chunk, :vocab_size].detach().float()
         chunk_targets = targets[start : start + rows_per_chunk]
-        best, _ = kernels.max_of_rows(chunk)
         rows = torch.arange(len(chunk), device=logits.device)
-        # Rows of NaN or +Inf: their sums are undefined, so they are put right at the end.
-        is_sound = torch.isfinite(best)
-        totals = kernels.sum_weights(TemperedRows(chunk, rows, best, torch.ones_like(best)), None)
-        log_sums = torch.where(is_sound, (totals.to(torch.float64) * 2.0**-WEIGHT_BITS).log(), torch.nan)
+        best, log_sums = sum_of_rows(kernels, chunk)
         columns = torch.tensor(chunk_targets, dtype=torch.int64, device=logits.device)[:, None]
-        scores = _score(chunk.gather(1, columns), best, log_sums).squeeze(1).tolist()
+        scores = to_log_probs(chunk.gather(1, columns), best, log_sums).squeeze(1).tolist()
         log_probs += scores
         if top_n:
-            ids, values = _list_top(kernels, chunk, rows, top_n)
-            top_scores = _score(values, best, log_sums).tolist()
+            ids, values = list_top(kernels, chunk, rows, top_n)
+            top_scores = to_log_probs(values, best, log_sums).tolist()
             found = zip(ids.tolist(), top_scores, chunk_targets, scores, strict=True)
             listed += [_combine(*row) for row in found]
     return log_probs, listed if top_n else None
 
 
-def _score(logits: Tensor, best: Tensor, log_sums: Tensor) -> Tensor:
-    """[N, C] logits of some tokens -> [N, C] float32 log-probs."""
+def sum_of_rows(kernels: KernelBackend, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """[N, V] float32 -> each row's greatest logit, [N] float32, and the log of its sum of exponentials relative to
+    that, [N] float64: NaN for rows with NaN or +Inf."""
+    best, _ = kernels.max_of_rows(logits)
+    rows = torch.arange(len(logits), device=logits.device)
+    totals = kernels.sum_weights(TemperedRows(logits, rows, best, torch.ones_like(best)), None)
+    # The sums of rows of NaN or +Inf are undefined, so they are put right here.
+    is_sound = torch.isfinite(best)
+    return best, torch.where(is_sound, (totals.to(torch.float64) * 2.0**-WEIGHT_BITS).log(), torch.nan)
+
+
+def to_log_probs(logits: Tensor, best: Tensor, log_sums: Tensor) -> Tensor:
+    """[N, C] logits of some tokens -> [N, C] float32 log-probs; see `sum_of_rows`."""
     return ((logits - best[:, None]).to(torch.float64) - log_sums[:, None]).to(torch.float32)
 
 
-def _list_top(kernels: KernelBackend, logits: Tensor, rows: Tensor, top_n: int) -> tuple[Tensor, Tensor]:
+def list_top(kernels: KernelBackend, logits: Tensor, rows: Tensor, top_n: int) -> tuple[Tensor, Tensor]:
     """Ids and logits [N, top_n] of the greatest logits; of equals at the end of the list, the lowest ids."""
     num_tokens = logits.shape[1]
     top_n = min(top_n, num_tokens)

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from kilotron.errors import ConfigError, KilotronError, NumericalError, SamplingParamsError
 from kilotron.kernels.interface import KernelBackend, TemperedRows
+from kilotron.sampling.beam_candidates import CandidateLists, list_candidates
 from kilotron.sampling.log_probs import score_tokens
 from kilotron.sampling.logits_filters import Truncation, draw_truncated
 from kilotron.sampling.random_uniform import uniforms
 from kilotron.sampling.row_edits import apply_edits
-from kilotron.sampling.sampling_table import RowFlags, SamplingTable
+from kilotron.sampling.sampling_table import RowFlags, SamplingTable, top_p_at
 
 # Bounds the temporary tensors of processed logits; buffers of this size are reused by the allocator.
 _CHUNK_ELEMENTS = 2**20
@@ -84,6 +85,12 @@ class Sampler:
         if flags & RowFlags.SCORED:
             step.score(self._table.vocab_size)
         return step.result()
+
+    def list_candidates(
+        self, logits: Tensor, slots: Sequence[int], positions: Sequence[int], counts: Sequence[int]
+    ) -> CandidateLists:
+        """Most likely next tokens per row, for beam search; see `beam_candidates.list_candidates`."""
+        return list_candidates(self._table, self._kernels, logits, slots, positions, counts)
 
     def score(
         self, logits: Tensor, targets: Sequence[int], top_n: int
@@ -163,12 +170,13 @@ class _Step:
         """Draws for rows that are all truncated or all not; returns what processed logits are made of."""
         columns = self._columns[rows]
         index = self._send(rows)
-        numbers = self._send(uniforms(columns["seed"], np.asarray(self._positions, dtype=np.int64)[rows]))
+        positions = np.asarray(self._positions, dtype=np.int64)[rows]
+        numbers = self._send(uniforms(columns["seed"], positions))
         inverse_temperature = self._send(columns["inverse_temperature"])
         tempered = TemperedRows(self._logits, index, self._best[index], inverse_temperature)
         thresholds = self._send(columns["min_exponent"])
         if columns["flags"][0] & RowFlags.TRUNCATED:
-            limits = Truncation(self._send(columns["top_k"]), self._send(columns["top_p"]))
+            limits = Truncation(self._send(columns["top_k"]), self._send(top_p_at(columns, positions)))
             tokens, thresholds = draw_truncated(self._kernels, tempered, thresholds, limits, numbers)
         else:
             has_thresholds = bool(np.isfinite(columns["min_exponent"]).any())

@@ -14,6 +14,8 @@ from kilotron.sampling_params import SamplingParams
 _SEED_MASK = 0xFFFF_FFFF_FFFF_FFFF
 # Its inverse is finite as float32. So low a temperature is greedy, but for equals.
 _LEAST_TEMPERATURE = 1e-30
+# So low a top-p keeps the most likely token alone; 0 would keep all.
+_LEAST_TOP_P = 1e-30
 
 _COLUMNS = np.dtype(
     [
@@ -23,6 +25,9 @@ _COLUMNS = np.dtype(
         ("min_exponent", np.float32),  # log(min_p)
         ("top_k", np.int64),  # 0 keeps all
         ("top_p", np.float64),  # 1 keeps all
+        ("top_p_decay", np.float64),  # 1 leaves top_p as it is
+        ("top_p_bound", np.float64),
+        ("prompt_length", np.int64),
         ("top_n", np.int64),
     ]
 )
@@ -65,6 +70,13 @@ class SamplingTable:
         self._columns = np.zeros(max_requests, dtype=_COLUMNS)
         self._edits: list[RowEdits | None] = [None] * max_requests
 
+    def reserve(self, max_requests: int) -> None:
+        """Makes room for so many slots, unless there is."""
+        num_more = max_requests - len(self._edits)
+        if num_more > 0:
+            self._columns = np.concatenate([self._columns, np.zeros(num_more, dtype=_COLUMNS)])
+            self._edits += [None] * num_more
+
     def admit(
         self,
         slot: int,
@@ -86,6 +98,9 @@ class SamplingTable:
             np.log(params.min_p) if params.min_p else -np.inf,
             top_k,
             params.top_p or 1.0,
+            params.top_p_decay or 1.0,
+            params.top_p_bound,
+            len(prompt_ids),
             params.top_n_logprobs,
         )
         self._edits[slot] = None
@@ -117,11 +132,24 @@ class SamplingTable:
         return edits
 
 
+def top_p_at(columns: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """[R] float64: each row's top-p for a token at its position, after the decay of the tokens generated before."""
+    is_decaying = columns["top_p_decay"] != 1.0
+    top_p: np.ndarray = columns["top_p"].copy()
+    for row in np.flatnonzero(is_decaying).tolist():
+        column = columns[row]
+        # One by one: how a power is rounded may depend on its place among many.
+        decayed = float(column["top_p"]) * float(column["top_p_decay"]) ** int(positions[row] - column["prompt_length"])
+        top_p[row] = max(decayed, float(column["top_p_bound"]), _LEAST_TOP_P)
+    return top_p
+
+
 def _flags_of(params: SamplingParams, *, has_end_ids: bool, has_bad_words: bool) -> int:
     flags = 0
     if not params.is_greedy:
         flags |= RowFlags.RANDOM
-        if params.top_k or 0.0 < params.top_p < 1.0:
+        is_decaying = params.top_p > 0.0 and 0.0 < params.top_p_decay < 1.0
+        if params.top_k or 0.0 < params.top_p < 1.0 or is_decaying:
             flags |= RowFlags.TRUNCATED
     if params.return_log_probs:
         flags |= RowFlags.SCORED

@@ -19,14 +19,34 @@ def check_capacity(request: InferenceRequest, limits: SchedulerLimits, num_block
     # The last token generated is never computed.
     num_positions = request.prompt_length + max(request.max_generated - 1, 0)
     num_needed = -(-num_positions // limits.block_size)
+    width = request.sampling_params.beam_width
+    if width > 1:
+        # Beams share the full blocks of the prompt at least; each is left one block to go on with.
+        num_shared = request.prompt_length // limits.block_size
+        num_needed = num_shared + width * max(num_needed - num_shared, 1)
+    num_encoded = len(request.encoder_tokens)
+    num_needed += -(-num_encoded // limits.block_size)
     if num_needed > num_blocks - 1:
+        tokens = f"{num_positions + num_encoded} tokens" + (f" for {width} beams" if width > 1 else "")
+        remedy = "fewer tokens or beams" if width > 1 else "fewer tokens"
         raise RequestNeverFitsError(
-            f"request {request.request_id} may need {num_needed} KV blocks ({num_positions} tokens) but the cache "
-            f"has {num_blocks - 1}; ask for fewer tokens or raise buffer_size_gb"
+            f"request {request.request_id} may need {num_needed} KV blocks ({tokens}) but the cache has "
+            f"{num_blocks - 1}; ask for {remedy} or raise buffer_size_gb"
         )
-    if not limits.enable_chunked_prefill and request.prompt_length > limits.max_tokens:
+    if width > limits.max_requests:
         raise RequestNeverFitsError(
-            f"request {request.request_id} has {request.prompt_length} prompt tokens, more than max_tokens="
+            f"request {request.request_id} has beam_width={width}, but only max_requests={limits.max_requests} "
+            "sequences run at once; ask for fewer beams or raise max_requests"
+        )
+    if num_encoded and num_encoded >= limits.max_tokens:
+        raise RequestNeverFitsError(
+            f"request {request.request_id} has {num_encoded} encoder tokens, which are computed in one step together "
+            f"with a decoder token, more than max_tokens={limits.max_tokens}; shorten it or raise max_tokens"
+        )
+    num_prompt = request.prompt_length + num_encoded
+    if not limits.enable_chunked_prefill and num_prompt > limits.max_tokens:
+        raise RequestNeverFitsError(
+            f"request {request.request_id} has {num_prompt} prompt tokens, more than max_tokens="
             f"{limits.max_tokens}; enable chunked prefill or raise max_tokens"
         )
     is_scored_at_once = request.sampling_params.wants_prompt_log_probs and not limits.enable_chunked_prefill

@@ -7,16 +7,18 @@ the least important running request loses its own and is computed again later, m
 
 import heapq
 from bisect import insort
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from kilotron.errors import QueueFullError
 from kilotron.inference_request import InferenceRequest, Status
+from kilotron.scheduling.beam_family import add_beams, find_source, fork, start_parked
 from kilotron.scheduling.block_allocator import DynamicBlockAllocator
 from kilotron.scheduling.capacity import check_capacity
+from kilotron.scheduling.cross_blocks import CrossBlocks
 from kilotron.scheduling.preemption import choose_victim
 from kilotron.scheduling.prefix_cache import PrefixCache
 from kilotron.scheduling.scheduled_request import FoundPrefix, ScheduledRequest
-from kilotron.scheduling.step_plan import Admission, RowPlan, StepPlan, StepResult
+from kilotron.scheduling.step_plan import NO_MOVES, Admission, BeamMove, RowPlan, StepPlan, StepResult
 from kilotron.scheduling.step_planner import SchedulerLimits, StepBudget, blocks_missing, plan_row
 from kilotron.scheduling.token_counts import TokenCounts
 from kilotron.scheduling.waiting_queue import WaitingQueue
@@ -69,8 +71,16 @@ class Scheduler:
         salt = request.cache_salt
         if not self.limits.enable_prefix_caching:
             salt = f"{salt}/{request.choices[0].request_id if request.choices else request.request_id}"
-        item = ScheduledRequest(request, salt=salt, arrival_order=self._num_arrived, queued_step=self.step)
+        item = ScheduledRequest(
+            request,
+            salt=salt,
+            arrival_order=self._num_arrived,
+            queued_step=self.step,
+            cross=CrossBlocks(salt, request.encoder_tokens, self.limits.block_size) if request.encoder_tokens else None,
+        )
         self._num_arrived += 1
+        if request.sampling_params.is_beam_search:
+            add_beams(item, request.sampling_params.beam_width)
         self._requests[request.request_id] = item
         self.waiting.append(item)
         if request.deadline is not None:
@@ -88,7 +98,7 @@ class Scheduler:
         if item.slot is None:
             self.waiting.remove(item)
         else:
-            self._stop(item)
+            self._stop_family(item)
         return True
 
     def take_expired(self, now: float) -> list[InferenceRequest]:
@@ -109,44 +119,66 @@ class Scheduler:
         self.step += 1
         budget = StepBudget(self.limits, len(self.running))
         preempted: list[int] = []
-        rows = self._plan_running(budget, preempted)
-        admissions = self._admit(budget, rows, now)
+        moved: list[Admission] = []
+        rows = self._plan_running(budget, preempted, moved)
+        admissions = moved + self._admit(budget, rows, now)
         return StepPlan(self.step, rows, admissions, preempted)
 
     def readmission(self, row: RowPlan) -> Admission:
         """What tables need to know of a planned row's request as it was before this step, to run the row once more."""
-        item = self._requests[row.request_id]
+        item = self._item_of(row)
         return self._admission(item, item.block_ids[: len(item.block_ids) - len(row.block_ids)])
 
-    def resolve_step(self, plan: StepPlan, result: StepResult, ended: Collection[int]) -> None:
-        """Takes in what a step gave: new tokens of the rows that sampled, and the requests that ended by it."""
+    def resolve_step(
+        self,
+        plan: StepPlan,
+        result: StepResult,
+        ended: Collection[int],
+        moves: Mapping[int, Sequence[BeamMove]] = NO_MOVES,
+    ) -> None:
+        """Takes in what a step gave.
+
+        Args:
+            plan: the step's.
+            result: new tokens of the rows that sampled.
+            ended: ids of the requests that ended by it.
+            moves: request id -> how its beams go on, for those whose beams have all got their candidates.
+        """
         block_size = self.limits.block_size
         tokens, faults = iter(result.token_ids), result.faults
+        families: dict[int, ScheduledRequest] = {}
         for row in plan.rows:
             request_id = row.request_id
-            item = self._requests[request_id]
+            item = self._item_of(row)
             before = item.num_computed
             item.num_computed = after = before + len(row.token_ids)
             if item.num_prompt_left:
                 self.counts.compute(item)
+            if row.encoder is not None and item.cross is not None and request_id not in faults:
+                item.cross.register(self.allocator.cache)
+                self._unexpect(item, item.cross.chains)
             if before // block_size != after // block_size and request_id not in faults:
                 self._register(item)
             if row.score is not None:
                 item.num_scored = row.start + row.score.first + len(row.score.targets)
             if row.samples:
                 item.token_ids.append(next(tokens))
-            if request_id in ended:
+            if item.place is not None:
+                families[request_id] = item
+            elif request_id in ended:
                 del self._requests[request_id]
                 self._stop(item, is_faulty=request_id in faults)
             elif row.samples:
                 item.request.status = Status.ACTIVE_AND_GENERATING_TOKENS
+        self._fork_or_stop(families, faults, ended, moves)
 
     def preempt_all(self) -> list[int]:
         """Stops every running request, to be computed again later; returns their ids. Not between plan and resolve."""
-        stopped = list(reversed(self.running))
-        for item in stopped:
-            self._preempt(item)
-        return [item.request.request_id for item in stopped]
+        stopped = []
+        while self.running:
+            stopped.append(self.running[-1].request.request_id)
+            self._preempt(self.running[-1])
+        return stopped
 
     def clear_prefix_cache(self) -> None:
         """Nothing computed so far can be found by others any more."""
@@ -168,17 +200,23 @@ class Scheduler:
 
     def check_ledger(self) -> list[str]:
         """What is wrong with the books; empty when all is well."""
-        problems = self.allocator.check_ledger([item.block_ids for item in self._requests.values()])
+        items = [item for first in self._requests.values() for item in first.family]
+        cross = [item.cross.block_ids for item in self._requests.values() if item.cross is not None]
+        problems = self.allocator.check_ledger([item.block_ids for item in items] + cross)
         slots = sorted(self._free_slots + [item.slot for item in self.running if item.slot is not None])
         if slots != list(range(self.limits.max_requests)):
             problems.append("slots are lost or given twice")
-        if len(self.waiting) + len(self.running) != len(self._requests):
-            problems.append(f"{len(self.waiting)} wait + {len(self.running)} run != {len(self._requests)} unfinished")
+        num_running = sum(item is item.family[0] for item in self.running)
+        if len(self.waiting) + num_running != len(self._requests):
+            problems.append(f"{len(self.waiting)} wait + {num_running} run != {len(self._requests)} unfinished")
+        if any(len({beam.slot is None for beam in item.family}) > 1 for item in items):
+            problems.append("of one request some beams run and some wait")
         if not self.running and self._expected:
             problems.append("blocks are expected of nobody")
         return problems
 
-    def _plan_running(self, budget: StepBudget, preempted: list[int]) -> list[RowPlan]:
+    def _plan_running(self, budget: StepBudget, preempted: list[int], moved: list[Admission]) -> list[RowPlan]:
+        """Rows of the running requests; `moved` gets what is new about beams that took over another's tokens."""
         rows: list[RowPlan] = []
         block_size = self.limits.block_size
         index = 0
@@ -186,14 +224,21 @@ class Scheduler:
             item = self.running[index]
             index += 1
             budget.rows_to_come = len(self.running) - index
+            if item.is_parked:
+                self._start_parked(item)
             length = budget.chunk_length(item)
-            if length == 0:
+            if length == 0 or item.is_parked:
                 continue
             count = blocks_missing(item, length, block_size)
             granted = self._grant(item, count, preempted) if count > 0 else []
             if granted is None:
-                # It was itself the least important and is waiting again; so it was the last in the list.
+                # It was itself the least important and is waiting again; so it was the last in the list, and those
+                # before it were its other beams, if it has any.
+                _drop_request(item.request.request_id, rows, moved)
                 break
+            if item.place is not None and item.place.is_moved:
+                moved.append(self._admission(item, item.block_ids.copy(), is_beam=True))
+                item.place.is_moved = False
             item.block_ids += granted
             row = plan_row(item, length, granted)
             budget.spend(row)
@@ -210,15 +255,15 @@ class Scheduler:
             victim = choose_victim(self.running)
             self._preempt(victim)
             preempted.append(victim.request.request_id)
-            if victim is item:
+            if victim.request is item.request:
                 return None
 
     def _preempt(self, item: ScheduledRequest) -> None:
-        self._stop(item)
+        self._stop_family(item)
         item.request.status = Status.ACTIVE_BUT_NOT_GENERATING_TOKENS
         item.request.num_preemptions += 1
         self.num_preemptions += 1
-        self.waiting.put_back(item)
+        self.waiting.put_back(item.family[0])
 
     def _admit(self, budget: StepBudget, rows: list[RowPlan], now: float) -> list[Admission]:
         """Lets waiting requests run, appending their rows."""
@@ -231,11 +276,12 @@ class Scheduler:
         for item in self.waiting.in_order(self.step):
             if not self._free_slots or budget.is_spent or len(passed) + num_waiting_for_prefix >= _MOST_CANDIDATES:
                 break
-            cached = self._find_cached(item)
-            if self._is_expected(item, len(cached)):
+            first = item.first
+            cached = self._find_cached(first)
+            if self._is_expected(first, len(cached)):
                 num_waiting_for_prefix += 1
                 continue
-            row = self._try_start(item, cached, budget)
+            row = self._try_start(first, cached, budget)
             if row is None:
                 passed.append(item)
                 if item.num_bypassed >= _MOST_BYPASSES:
@@ -245,38 +291,56 @@ class Scheduler:
                 bypassed.num_bypassed += 1
             admitted.append(item)
             rows.append(row)
-            admissions.append(self._admission(item, cached))
+            admissions.append(self._admission(item.first, cached))
         for item in admitted:
-            self.waiting.remove(item)
-            insort(self.running, item, key=_importance)
-            if item.request.timings.admitted is None:
-                item.request.timings.admitted = now
+            self._enter(item, now)
         return admissions
 
+    def _enter(self, item: ScheduledRequest, now: float) -> None:
+        self.waiting.remove(item)
+        for each in item.family:
+            insort(self.running, each, key=_importance)
+        if item.request.timings.admitted is None:
+            item.request.timings.admitted = now
+
     def _try_start(self, item: ScheduledRequest, cached: list[int], budget: StepBudget) -> RowPlan | None:
-        """Gives a waiting request slot and blocks for its first chunk; None, and no change, if it does not fit."""
+        """Gives a waiting request slots and blocks for its first chunk; None, and no change, if it does not fit."""
         limits = self.limits
+        if len(item.family) > len(self._free_slots):
+            return None
         item.block_ids = cached
         item.num_computed = len(cached) * limits.block_size
+        found = cached
+        if item.cross is not None:
+            item.cross.start(item.cross.find(self.allocator.cache))
+            found = cached + item.cross.block_ids
         length = budget.chunk_length(item)
         # What is computed again may have outgrown a step, so it is split whatever the option says.
         is_whole = limits.enable_chunked_prefill or item.request.num_preemptions > 0 or length == item.num_wanted
-        if not is_whole:
+        if not is_whole or length == 0:
             item.rewind()
             return None
-        count = blocks_missing(item, length, limits.block_size)
-        if not self._has_room(count, cached):
+        count = self._blocks_to_start(item, length)
+        num_cross = 0 if item.cross is None else len(item.cross.parts) - item.cross.num_cached
+        if not self._has_room(count + num_cross + len(item.family) - 1, found):
             item.rewind()
             return None
-        self.allocator.share(cached)
-        granted = self.allocator.allocate(count)
+        self.allocator.share(found)
+        granted = self.allocator.allocate(count + num_cross)
         if granted is None:
-            raise RuntimeError(f"{count} blocks were available and are not")
+            raise RuntimeError(f"{count + num_cross} blocks were available and are not")
+        if item.cross is not None:
+            item.cross.block_ids = item.cross.block_ids + granted[count:]
+            granted = granted[:count]
+            self.counts.encode(item.cross)
         if item.request.timings.admitted is None:
             item.request.num_cached_tokens = item.num_computed
             may_read_cache = limits.enable_prefix_caching and not item.scores_prompt
             self.counts.admit(item, may_read_cache=may_read_cache)
-        item.slot = self._free_slots.pop()
+        for each in item.family:
+            each.slot = self._free_slots.pop()
+            if each.place is not None:
+                each.place.is_parked = each is not item and bool(each.token_ids)
         item.num_registered = len(cached)
         item.block_ids = cached + granted
         self._expect(item)
@@ -285,12 +349,46 @@ class Scheduler:
         budget.spend(row)
         return row
 
+    def _blocks_to_start(self, item: ScheduledRequest, length: int) -> int:
+        """Blocks that a newcomer gets to compute its first `length` tokens."""
+        return blocks_missing(item, length, self.limits.block_size)
+
     def _has_room(self, count: int, cached: list[int]) -> bool:
         """Whether a newcomer can have `count` blocks beside cached ones. One per running request is left over, so
         that it is not stopped again at the next step."""
         return count + len(self.running) + self.allocator.num_unowned_among(cached) <= self.allocator.num_available
 
-    def _admission(self, item: ScheduledRequest, cached: list[int]) -> Admission:
+    def _start_parked(self, item: ScheduledRequest) -> None:
+        """Lets a beam go on that was stopped with its family, unless another is computing what both need."""
+        source = find_source(item, self._find_cached(item), self.limits.block_size)
+        if source is not None:
+            start_parked(item, source, self.allocator, self.limits.block_size)
+            if not item.is_private:
+                self._expect(item)
+
+    def _fork_or_stop(
+        self,
+        families: Mapping[int, ScheduledRequest],
+        faults: Collection[int],
+        ended: Collection[int],
+        moves: Mapping[int, Sequence[BeamMove]],
+    ) -> None:
+        """Beam searches whose rows are all taken in go on with other tokens and blocks, or end."""
+        for request_id, item in families.items():
+            if request_id in ended:
+                del self._requests[request_id]
+                self._stop_family(item, is_faulty=request_id in faults)
+            elif request_id in moves:
+                for beam in item.family:
+                    self._unexpect(beam, beam.chains)
+                fork(item.family, moves[request_id], self.allocator, self.limits.block_size)
+                item.request.status = Status.ACTIVE_AND_GENERATING_TOKENS
+
+    def _item_of(self, row: RowPlan) -> ScheduledRequest:
+        item = self._requests[row.request_id]
+        return item if item.place is None else item.place.beams[row.beam]
+
+    def _admission(self, item: ScheduledRequest, cached: list[int], *, is_beam: bool = False) -> Admission:
         request = item.request
         if item.slot is None:
             raise RuntimeError(f"request {request.request_id} was admitted without a slot")
@@ -304,6 +402,8 @@ class Scheduler:
             request.seed,
             request.end_ids,
             request.bad_word_ids,
+            is_beam,
+            *(() if item.cross is None else (tuple(item.cross.block_ids), len(item.cross.token_ids))),
         )
 
     def _find_cached(self, item: ScheduledRequest) -> list[int]:
@@ -332,6 +432,8 @@ class Scheduler:
     def _is_expected(self, item: ScheduledRequest, num_cached: int) -> bool:
         """Whether a running request is about to compute the next block this one needs."""
         block_size = self.limits.block_size
+        if item.cross is not None and item.cross.chains[-1] in self._expected:
+            return True
         if not self._expected or (num_cached + 1) * block_size >= len(item.token_ids):
             return False
         if item.scores_prompt:
@@ -342,6 +444,8 @@ class Scheduler:
         block_size = self.limits.block_size
         for index in range(item.num_registered, len(item.token_ids) // block_size):
             self._expected.setdefault(item.chain(index + 1, block_size), item.request.request_id)
+        if item.cross is not None and not item.cross.is_computed:
+            self._expected.setdefault(item.cross.chains[-1], item.request.request_id)
 
     def _unexpect(self, item: ScheduledRequest, chains: Sequence[bytes]) -> None:
         if self._expected:
@@ -367,16 +471,28 @@ class Scheduler:
                 item.is_private = True
                 self._unexpect(item, item.chains)
 
+    def _stop_family(self, item: ScheduledRequest, *, is_faulty: bool = False) -> None:
+        for each in item.family:
+            self._stop(each, is_faulty=is_faulty)
+
     def _stop(self, item: ScheduledRequest, *, is_faulty: bool = False) -> None:
-        """Takes a running request's slot and blocks."""
+        """Takes a running request's slot and blocks, or those of one of its beams."""
         self.running.remove(item)
         if item.slot is not None:
             self._free_slots.append(item.slot)
         self._unexpect(item, item.chains)
+        if item.cross is not None:
+            self._unexpect(item, item.cross.chains)
         if is_faulty:
             self.allocator.discard(item.rewind())
         else:
             self.allocator.free(item.rewind())
+
+
+def _drop_request(request_id: int, rows: list[RowPlan], moved: list[Admission]) -> None:
+    """Takes back what was planned for a request that is stopped after all."""
+    rows[:] = [row for row in rows if row.request_id != request_id]
+    moved[:] = [admission for admission in moved if admission.request_id != request_id]
 
 
 def _importance(item: ScheduledRequest) -> tuple[int, int]:

@@ -3,7 +3,9 @@
 Plain integers and Python values, so that a plan can be sent to other ranks. Knows nothing of tensors.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 from kilotron.errors import KilotronError
@@ -20,6 +22,15 @@ class ScoreSpan(NamedTuple):
     """Most likely tokens to list beside each target."""
 
 
+class EncoderInput(NamedTuple):
+    """An encoder's whole input, computed in this step because no earlier one did."""
+
+    token_ids: list[int]
+    """Not to be changed."""
+    num_cached: int
+    """Leading tokens whose keys and values the cross blocks hold already."""
+
+
 class RowPlan(NamedTuple):
     """One row of a step: compute `token_ids`, the first of which stands at position `start`."""
 
@@ -34,6 +45,17 @@ class RowPlan(NamedTuple):
     samples: bool
     """Whether the last token's logits give a new token."""
     score: ScoreSpan | None = None
+    encoder: EncoderInput | None = None
+    """Encoder-decoder models: what is encoded before the row's tokens can look at it."""
+    beam: int = 0
+    """Which of the request's beams it is."""
+    num_candidates: int = 0
+    """Most likely next tokens wanted after the last token, for beam search, instead of one that is drawn."""
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether something is made of the last token's logits."""
+        return self.samples or self.num_candidates > 0
 
 
 class Admission(NamedTuple):
@@ -50,6 +72,24 @@ class Admission(NamedTuple):
     seed: int
     end_ids: frozenset[int]
     bad_word_ids: tuple[tuple[int, ...], ...]
+    is_beam: bool = False
+    """Whether it is a beam of a request that is admitted already and that took over another beam's tokens."""
+    cross_block_ids: tuple[int, ...] = ()
+    """Encoder-decoder models: blocks of the encoder's output, all of them."""
+    encoder_length: int = 0
+    """Tokens of the encoder's input."""
+
+
+class BeamMove(NamedTuple):
+    """What becomes of a beam: it continues `parent`, one of the request's beams (itself, if it can), with a token."""
+
+    beam: int
+    parent: int
+    token_id: int
+
+
+NO_MOVES: Mapping[int, Sequence[BeamMove]] = MappingProxyType({})
+"""Of a step after which no beam search goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +104,9 @@ class StepPlan:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens computed in this step."""
-        return sum(len(row.token_ids) for row in self.rows)
+        """Tokens computed in this step, those of encoders included."""
+        num_encoded = sum(len(row.encoder.token_ids) for row in self.rows if row.encoder is not None)
+        return num_encoded + sum(len(row.token_ids) for row in self.rows)
 
 
 class TokenScores(NamedTuple):
@@ -85,5 +126,7 @@ class StepResult:
     """Request id -> score of its new token, where asked."""
     prompt_scores: dict[int, TokenScores] = field(default_factory=dict)
     """Request id -> scores of its ScoreSpan's targets."""
+    candidates: dict[tuple[int, int], list[tuple[int, float]]] = field(default_factory=dict)
+    """(request id, beam) -> most likely next tokens and their log-probabilities, the best first."""
     faults: dict[int, KilotronError] = field(default_factory=dict)
     """Request id -> what went wrong with its row; its token means nothing."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from kilotron.scheduling.scheduled_request import ScheduledRequest
-from kilotron.scheduling.step_plan import RowPlan, ScoreSpan
+from kilotron.scheduling.step_plan import EncoderInput, RowPlan, ScoreSpan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +39,12 @@ class StepBudget:
 
     def chunk_length(self, item: ScheduledRequest) -> int:
         """How many tokens the next row may compute; 0 when the step is full."""
-        if self.tokens <= 0 or self.logits <= 0:
+        tokens = self.tokens - item.num_to_encode
+        if tokens <= 0 or self.logits <= 0:
             return 0
         length = item.num_wanted
         if length > 1:
-            length = min(length, max(self.tokens - self.rows_to_come, 1))
+            length = min(length, max(tokens - self.rows_to_come, 1))
         if item.scores_prompt:
             scored_before = max(item.num_scored - item.num_computed, 0)
             length = min(length, scored_before + max(self.logits - self.rows_to_come, 1))
@@ -52,7 +53,9 @@ class StepBudget:
     def spend(self, row: RowPlan) -> None:
         """Takes a planned row off."""
         self.tokens -= len(row.token_ids)
-        self.logits -= row.samples
+        if row.encoder is not None:
+            self.tokens -= len(row.encoder.token_ids)
+        self.logits -= row.needs_logits
         if row.score is not None:
             self.logits -= len(row.score.targets)
 
@@ -70,9 +73,16 @@ def plan_row(item: ScheduledRequest, length: int, granted: list[int]) -> RowPlan
     slot = item.slot
     if slot is None:
         raise RuntimeError(f"request {request.request_id} runs without a slot")
-    samples = end == len(item.token_ids) and request.max_generated > 0
+    is_due = end == len(item.token_ids) and request.max_generated > 0
     score = _score_span(item, start, end) if item.scores_prompt else None
-    return RowPlan(request.request_id, slot, start, item.token_ids[start:end], granted, samples, score)
+    row = RowPlan(request.request_id, slot, start, item.token_ids[start:end], granted, is_due, score)
+    cross = item.cross
+    if cross is not None and not cross.is_computed:
+        num_cached = sum(map(len, cross.parts[: cross.num_cached]))
+        row = row._replace(encoder=EncoderInput(cross.token_ids, num_cached))
+    if item.place is not None:
+        row = row._replace(samples=False, beam=item.place.index, num_candidates=is_due * request.num_candidates)
+    return row
 
 
 def _score_span(item: ScheduledRequest, start: int, end: int) -> ScoreSpan | None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from kilotron.scheduling.cross_blocks import CrossBlocks
 from kilotron.scheduling.scheduled_request import ScheduledRequest
 
 
@@ -17,6 +18,10 @@ class TokenCounts:
     """Prompt tokens of admitted requests that were allowed to read the prefix cache (vLLM's prefix_cache_queries)."""
     hit: int = 0
     """How many of those were found (vLLM's prefix_cache_hits)."""
+    encoder_computed: int = 0
+    """Tokens that encoders ran on; again after a preemption, if it was not found any more."""
+    encoder_cached: int = 0
+    """Encoder tokens of admitted requests whose output was found whole in the cache."""
 
     def admit(self, item: ScheduledRequest, *, may_read_cache: bool) -> None:
         """A request is admitted for the first time, with the tokens that were found computed."""
@@ -26,6 +31,13 @@ class TokenCounts:
             self.queried += item.num_prompt_left
             self.hit += cached
         item.num_prompt_left -= cached
+
+    def encode(self, cross: CrossBlocks) -> None:
+        """A request is admitted, with what was found of its encoder's output."""
+        if cross.is_computed:
+            self.encoder_cached += len(cross.token_ids)
+        else:
+            self.encoder_computed += len(cross.token_ids)
 
     def compute(self, item: ScheduledRequest) -> None:
         """A step computed more of a request's prompt."""

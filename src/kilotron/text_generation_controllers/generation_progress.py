@@ -85,6 +85,13 @@ class GenerationProgress:
         self._complete_text(tokenizer)
         complete_tables(request, tokenizer)
 
+    def replace_text(self, text: str) -> None:
+        """Takes another text for a request that has ended, up to its stop text, if that ended it."""
+        request = self.request
+        if isinstance(request.stop_reason, str) and not request.sampling_params.detokenize_stop_sequence:
+            text = text.split(request.stop_reason, 1)[0]
+        request.generated_text = text
+
     def take_item(self) -> StreamItem | None:
         """What is new since the last call; None while that is less than the caller's streaming interval."""
         request = self.request
@@ -105,9 +112,7 @@ class GenerationProgress:
     def _complete_text(self, tokenizer: Tokenizer) -> None:
         request = self.request
         ends_by_token = bool(request.generated_tokens) and request.generated_tokens[-1] in request.end_ids
-        shown = request.generated_tokens
-        if ends_by_token and not request.sampling_params.detokenize_stop_sequence:
-            shown = shown[:-1]
+        shown = shown_tokens(request, request.generated_tokens)
         if self._text is None:
             self._text = OutputText(request, tokenizer)
             self._text.put(shown)
@@ -118,3 +123,9 @@ class GenerationProgress:
             # The last bytes that were held back completed a stop text.
             request.finish_reason, request.stop_reason = "stop", stop
         request.generated_text = str(self._text)
+
+
+def shown_tokens(request: InferenceRequest, token_ids: list[int]) -> list[int]:
+    """Those that become text: without the id that ended them, unless it is asked for."""
+    ends_by_token = bool(token_ids) and token_ids[-1] in request.end_ids
+    return token_ids[:-1] if ends_by_token and not request.sampling_params.detokenize_stop_sequence else token_ids

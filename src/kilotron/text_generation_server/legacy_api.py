@@ -40,11 +40,14 @@ class LegacyRequest(msgspec.Struct, kw_only=True):
     temperature: Annotated[float, Meta(gt=0, le=100)] = 1.0
     top_k: Annotated[int, Meta(ge=0, le=_MAX_TOP_K)] = 0
     top_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    top_p_decay: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    top_p_bound: Annotated[float, Meta(ge=0, le=1)] = 0.0
     random_seed: Annotated[int, Meta(ge=-1, le=2**63 - 1)] = -1
     logprobs: bool = False
     add_BOS: bool = False  # noqa: N815 - Megatron's
     stop_on_double_eol: bool = False
     stop_on_eol: bool = False
+    prevent_newline_after_colon: bool = False
 
 
 class LegacyResponse(msgspec.Struct):
@@ -96,7 +99,11 @@ class LegacyEndpoint:
         tokenizer = self._state.tokenizer
         spell = str if tokenizer is None else tokenizer.token_text
         response = LegacyResponse(
-            text=[prompt + output.text for prompt, output in zip(prompts, outputs, strict=True)],
+            # An encoder's text is not continued.
+            text=[
+                output.text if one.submission.encoder_tokens else prompt + output.text
+                for prompt, one, output in zip(prompts, admitted, outputs, strict=True)
+            ],
             segments=[[spell(token_id) for token_id in ids] for ids in tokens],
             tokens=tokens,
         )
@@ -133,9 +140,6 @@ def _checked_params(body: Mapping[str, Any]) -> SamplingParams:
     for name in _SWITCHES:
         if not isinstance(body.get(name, False), bool):
             raise _wrong(name, f"{name} must be a boolean value", code="invalid_type")
-    if body.get("prevent_newline_after_colon"):
-        message = "prevent_newline_after_colon is not supported"
-        raise _wrong("prevent_newline_after_colon", message, code="unsupported_parameter")
     num_tokens = _checked_length(body)
     top_k, top_p = _checked_filters(body)
     stop_words = [text for name, text in (("stop_on_double_eol", "\n\n"), ("stop_on_eol", "\n")) if body.get(name)]
@@ -144,6 +148,9 @@ def _checked_params(body: Mapping[str, Any]) -> SamplingParams:
             temperature=_checked_temperature(body),
             top_k=top_k,
             top_p=top_p,
+            top_p_decay=_checked_decay(body, top_p),
+            top_p_bound=_checked_bound(body, top_p),
+            prevent_newline_after_colon=body.get("prevent_newline_after_colon", False),
             num_tokens_to_generate=num_tokens,
             return_log_probs=body.get("logprobs", False),
             add_BOS=body.get("add_BOS", False),
@@ -181,14 +188,31 @@ def _checked_filters(body: Mapping[str, Any]) -> tuple[int, float]:
         raise _wrong("top_p", "top_p must be a positive float less than or equal to 1.0")
     if top_k and top_p:
         raise _wrong("top_p", "cannot set both top-k and top-p samplings.")
-    for name in ("top_p_decay", "top_p_bound"):
-        if not _is_number(body.get(name, 0.0)):
-            raise _wrong(name, f"{name} must be a positive float less than or equal to 1.0", code="invalid_type")
-        if body.get(name, 0.0) and not top_p:
-            raise _wrong(name, f"{name} cannot be set without top_p")
-        if body.get(name, 0.0):
-            raise _wrong(name, f"{name} is not supported", code="unsupported_parameter")
     return top_k, float(top_p)
+
+
+def _checked_decay(body: Mapping[str, Any], top_p: float) -> float:
+    decay = body.get("top_p_decay", 0.0)
+    if not _is_number(decay):
+        message = "top_p_decay must be a positive float less than or equal to 1.0"
+        raise _wrong("top_p_decay", message, code="invalid_type")
+    if decay and not top_p:
+        raise _wrong("top_p_decay", "top_p_decay cannot be set without top_p")
+    if not 0 <= decay <= 1:
+        raise _wrong("top_p_decay", "top_p_decay must be less than or equal to 1.0")
+    return float(decay)
+
+
+def _checked_bound(body: Mapping[str, Any], top_p: float) -> float:
+    bound = body.get("top_p_bound", 0.0)
+    if not _is_number(bound):
+        message = "top_p_bound must be a positive float less than or equal to top_p"
+        raise _wrong("top_p_bound", message, code="invalid_type")
+    if bound and not top_p:
+        raise _wrong("top_p_bound", "top_p_bound cannot be set without top_p")
+    if not 0 <= bound <= top_p:
+        raise _wrong("top_p_bound", "top_p_bound must be greater than 0 and less than top_p")
+    return float(bound)
 
 
 def _checked_seed(body: Mapping[str, Any]) -> int | None:

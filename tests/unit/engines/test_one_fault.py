@@ -111,9 +111,9 @@ class FaultyController(TextGenerationController):
         self.fault.meet("sampling table", any(admission.slot == SLOT for admission in plan.admissions))
         return super().generate_step(plan, batch)
 
-    def sample_from_logits(self, logits: Tensor, slots: list[int], positions: list[int]) -> SampledTokens:
+    def sample_rows(self, logits: Tensor, slots: list[int], positions: list[int]) -> SampledTokens:
         self.fault.meet("before sampling", SLOT in slots)
-        sampled = super().sample_from_logits(logits, slots, positions)
+        sampled = super().sample_rows(logits, slots, positions)
         self.fault.meet("after sampling", SLOT in slots and positions[0] == 4)
         return sampled
 
@@ -128,9 +128,9 @@ class FaultyController(TextGenerationController):
         self.fault.meet("last token", is_victim and ended is not None)
         return ended
 
-    def detokenize_generations(self, progress: GenerationProgress, reason: str) -> None:
+    def finish_request(self, progress: GenerationProgress, reason: str) -> None:
         self.fault.meet("end of a request", progress.request.prompt == VICTIM)
-        super().detokenize_generations(progress, reason)
+        super().finish_request(progress, reason)
 
 
 class FaultyContext(DynamicInferenceContext):
@@ -157,9 +157,9 @@ class FaultyScheduler(Scheduler):
         self.fault.meet("after a plan", self.step == 1)  # slots and blocks are granted that nobody will use
         return plan
 
-    def resolve_step(self, plan: StepPlan, result: StepResult, ended: Collection[int]) -> None:
+    def resolve_step(self, plan: StepPlan, result: StepResult, ended: Collection[int], *moves: Any) -> None:
         self.fault.meet("before resolving", plan.step == 3)
-        super().resolve_step(plan, result, ended)
+        super().resolve_step(plan, result, ended, *moves)
         self.fault.meet("after resolving", plan.step == 6)  # the last one: all have ended
 
     def add_request(self, request: InferenceRequest) -> None:

@@ -94,9 +94,15 @@ def make_case(
     window: int | None = None,
     softcap: float | None = None,
     scale: float = 0.4,
+    has_sinks: bool = False,
+    num_distances: int | None = None,
+    kv_dtype: torch.dtype | None = None,
     is_written: bool = True,
 ) -> Case:
-    """`sizes` are (computed, new) tokens per row; blocks are handed out in random order."""
+    """`sizes` are (computed, new) tokens per row; blocks are handed out in random order.
+
+    With `num_distances` there is a position bias of so many columns; the cache has the activations' dtype unless said.
+    """
     generator, shuffle = (torch.Generator().manual_seed(sum(map(sum, sizes))) for _ in range(2))
 
     def draw(*shape: int) -> Tensor:
@@ -110,15 +116,21 @@ def make_case(
         block_size=block_size,
         num_query_groups=groups,
         kv_channels=channels,
-        dtype=dtype,
+        dtype=kv_dtype or dtype,
     )
     kv_layers = backend.allocate_kv(shape)
-    _leave_behind(backend, kv_layers[0], shape)
+    _leave_behind(backend, kv_layers[0], shape, dtype)
     backend.clear_kv_blocks(kv_layers, [block for block in table.reshape(-1).tolist() if block])
     computed, new = (np.array(column, dtype=np.int64) for column in zip(*sizes, strict=True))
     keys, values = ([draw(length, groups, channels) for length in lengths] for _ in range(2))
     query = draw(int(new.sum()), heads, channels)
-    options = AttentionOptions(scale=scale, window=window, softcap=softcap)
+    options = AttentionOptions(
+        scale=scale,
+        window=window,
+        softcap=softcap,
+        sinks=torch.randn(heads, generator=generator) * 2 if has_sinks else None,
+        position_bias=None if num_distances is None else torch.randn(heads, num_distances, generator=generator),
+    )
     case = Case(backend, kv_layers[0], block_size, AttentionRows(computed, new, table), query, keys, values, options)
     for row, length in enumerate(lengths if is_written else []):
         case.append(row, 0, length)
@@ -135,9 +147,15 @@ def naive(case: Case, row: int) -> Tensor:
     for head in range(query.shape[1]):
         group = head * keys.shape[1] // query.shape[1]
         scores = query[:, head] @ keys[:, group].T * options.scale
+        if options.position_bias is not None:
+            scores += options.position_bias[head][ages.clamp(0, options.position_bias.shape[1] - 1)]
         if options.softcap is not None:
             scores = torch.tanh(scores / options.softcap) * options.softcap
-        result[:, head] = scores.masked_fill(is_hidden, -torch.inf).softmax(-1) @ values[:, group]
+        powers = scores.masked_fill(is_hidden, -torch.inf).exp()
+        total = powers.sum(-1, keepdim=True)
+        if options.sinks is not None:
+            total += options.sinks[head].double().exp()
+        result[:, head] = powers / total @ values[:, group]
     return result
 
 
@@ -150,7 +168,7 @@ def _hand_out(counts: list[int], generator: torch.Generator) -> np.ndarray:
     return table
 
 
-def _leave_behind(backend: KernelBackend, kv: KVLayer, shape: KVShape) -> None:
+def _leave_behind(backend: KernelBackend, kv: KVLayer, shape: KVShape, dtype: torch.dtype) -> None:
     slots = torch.arange(shape.block_size, shape.num_blocks * shape.block_size)
-    left = torch.full((len(slots), shape.num_query_groups, shape.kv_channels), LEFTOVER, dtype=shape.dtype)
+    left = torch.full((len(slots), shape.num_query_groups, shape.kv_channels), LEFTOVER, dtype=dtype)
     append(backend, left, left, left, None, kv, slots)

@@ -28,11 +28,11 @@ def integers(*rows: Any) -> np.ndarray:
 def good_arguments() -> dict[str, dict[str, Any]]:
     """Arguments of each operation that are accepted, in order."""
     matrix, kv = pack(), allocate()[0]
-    pair = [native.pack_plain(torch.ones(2 * SIZE, SIZE), None, "silu", True, 1)], [pack(SIZE)]
+    pair = [native.pack_plain(torch.ones(2 * SIZE, SIZE), None, "silu", True, None, 0.0, 1)], [pack(SIZE)]
     return {
         "pack_plain": {
             "weight": torch.ones(OUT, SIZE), "bias": torch.ones(OUT), "activation": "silu", "is_gated": True,
-            "threads": 1,
+            "clamp": 7.0, "linear_offset": 1.0, "threads": 1,
         },
         "pack_quantized": {
             "values": torch.ones(OUT, 64, dtype=torch.int8),
@@ -42,6 +42,8 @@ def good_arguments() -> dict[str, dict[str, Any]]:
             "bias": None,
             "activation": None,
             "is_gated": False,
+            "clamp": None,
+            "linear_offset": 0.0,
             "threads": 1,
         },
         "allocate_kv": {
@@ -73,7 +75,8 @@ def good_arguments() -> dict[str, dict[str, Any]]:
         },
         "paged_attention": {
             "query": torch.ones(TOKENS, HEADS, CHANNELS), "kv": kv, "rows": rows(), "scale": 1.0, "window": 0,
-            "softcap": 0.0, "result": torch.empty(TOKENS, HEADS, CHANNELS),
+            "softcap": 0.0, "sinks": torch.ones(HEADS), "position_bias": torch.ones(HEADS, 5),
+            "result": torch.empty(TOKENS, HEADS, CHANNELS),
         },
         "DecoderLayers": {"layers": [layer()]},
         "run_layers": {
@@ -91,7 +94,7 @@ def good_arguments() -> dict[str, dict[str, Any]]:
 
 
 def pack(outputs: int = OUT, dtype: torch.dtype = torch.float32, inputs: int = SIZE) -> Any:
-    return native.pack_plain(torch.ones(outputs, inputs, dtype=dtype), None, None, False, 1)
+    return native.pack_plain(torch.ones(outputs, inputs, dtype=dtype), None, None, False, None, 0.0, 1)
 
 
 def norm(weight: Any = None, kind: str = "RMSNorm", bias: Any = None) -> NormWeights:
@@ -138,7 +141,7 @@ WRONG_ARRAYS: dict[str, Callable[[torch.Tensor], Any]] = {
 # What fits all the same: sizes that name themselves, and an only axis whose size is free.
 FITTING = {
     ("StepRows", "block_table", "a longer last axis"), ("pack_plain", "weight", "a longer last axis"),
-    ("pack_quantized", "values", "a longer last axis"),
+    ("pack_quantized", "values", "a longer last axis"), ("paged_attention", "position_bias", "a longer last axis"),
 }  # fmt: skip
 ARRAYS = [
     (operation, name, wrong)
@@ -166,6 +169,10 @@ def test_an_array_that_does_not_fit_is_refused(operation: str, name: str, wrong:
 
 SCALARS: list[tuple[str, dict[str, Any], str]] = [
     ("pack_plain", {"activation": "swish"}, "activation swish is unknown"),
+    ("pack_plain", {"clamp": 0.0}, "clamp must be positive"),
+    ("pack_plain", {"clamp": -1.0}, "clamp must be positive"),
+    ("pack_plain", {"clamp": float("nan")}, "clamp must be positive"),
+    ("pack_plain", {"linear_offset": float("inf")}, "linear_offset must be finite"),
     ("pack_plain", {"threads": 0}, "threads must be within 1 and 256"),
     ("pack_plain", {"threads": 257}, "threads must be"),
     ("pack_plain", {"weight": torch.ones(5, SIZE), "bias": None}, "weight: expected an even number of outputs"),
@@ -213,7 +220,11 @@ SCALARS: list[tuple[str, dict[str, Any], str]] = [
     ("rotate_and_append", {"slots": torch.tensor([16, 17, -1])}, "slots: expected places"),
     ("rotate_and_append", {"slots": torch.tensor([15, 16, 17])}, "slots: expected places .* the null block"),
     ("rotate_and_append", {"cos": torch.ones(3, 5), "sin": torch.ones(3, 5)}, "cos: expected at most half"),
-    ("rotate_and_append", {"heads": torch.ones(3, 4, 8), "result": torch.ones(3, 0, 8)}, "heads: expected queries"),
+    ("rotate_and_append", {"heads": torch.ones(3, 3, 8), "result": torch.ones(3, 0, 8)}, "heads: expected queries"),
+    ("paged_attention", {"sinks": torch.ones(HEADS - 1)}, "sinks: expected one for each of 4 query heads"),
+    ("paged_attention", {"sinks": torch.ones(0)}, "sinks: expected at least one"),
+    ("paged_attention", {"position_bias": torch.ones(2, 10)}, "position_bias: expected a row for each of 4 query"),
+    ("paged_attention", {"position_bias": torch.ones(4, 0)}, "position_bias: expected at least one head and one"),
     ("rotate_and_append", {"sin": None}, "sin: expected an array"),
     ("paged_attention", {"rows": None}, "incompatible function arguments"),
     ("paged_attention", {"kv": None}, "incompatible function arguments"),
@@ -250,6 +261,8 @@ LAYERS: list[tuple[Callable[[], dict[str, Any]], str]] = [
     (lambda: {"mlp_norm": norm(kind="L2Norm")}, "mlp_norm: expected RMSNorm or LayerNorm"),
     (lambda: {"head_norms": HeadNorms(torch.ones(8), torch.ones(8).half(), 0.0, 0.0)}, "head_norms: expected float32"),
     (lambda: {"attention": AttentionOptions(scale=1.0, window=-1)}, "window: expected a number that is not"),
+    (lambda: {"attention": AttentionOptions(scale=1.0, sinks=torch.ones(4).half())}, "sinks: expected float32, found"),
+    (lambda: {"attention": AttentionOptions(scale=1.0, position_bias=torch.ones(4))}, "position_bias: expected 2 axes"),
     (lambda: {"kv_layer": -1}, "kv_layer: expected a number that is not negative"),
     (lambda: {"rotation": -1}, "rotation: expected a number that is not negative"),
 ]  # fmt: skip
@@ -272,6 +285,10 @@ def test_layers_must_be_there() -> None:
 
 def wide_rotation(tokens: int = TOKENS, columns: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.ones(tokens, columns), torch.ones(tokens, columns)
+
+
+def with_attention(**options: Any) -> Any:
+    return native.DecoderLayers([layer(attention=AttentionOptions(scale=1.0, **options))])
 
 
 STEPS: list[tuple[Callable[[], dict[str, Any]], str]] = [
@@ -298,6 +315,8 @@ STEPS: list[tuple[Callable[[], dict[str, Any]], str]] = [
     (lambda: {"rotations": ((wide_rotation()[0].half(), wide_rotation()[1]),)}, "cos: expected float32"),
     (lambda: {"layers": native.DecoderLayers([layer(), layer(kv_layer=1)])}, "kv_layers: expected one for each"),
     (lambda: {"layers": native.DecoderLayers([layer(), layer(rotation=2)])}, "rotations: expected one for each"),
+    (lambda: {"layers": with_attention(sinks=torch.ones(3))}, "sinks: expected one for each of 4"),
+    (lambda: {"layers": with_attention(position_bias=torch.ones(2, 9))}, "position_bias: expected a row for each of 4"),
     (lambda: {"layers": None}, "incompatible function arguments"),
 ]  # fmt: skip
 

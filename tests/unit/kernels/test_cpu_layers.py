@@ -1,5 +1,6 @@
 """Layers that the kernels run in one call give the bits of their operations called one by one."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from kilotron.models.inference_batch import InferenceBatch
 from kilotron.models.layers.transformer_layer import LayersAsOne
 from kilotron.models.quantization.rounding import Rounding
 from kilotron.trace import Trace
-from unit.kernels.cpu_backends import ISAS, each_dtype, each_isa, each_thread_count, has_same_bits, make_cpu
+from unit.kernels.cpu_backends import ISAS, draw, each_dtype, each_isa, each_thread_count, has_same_bits, make_cpu
 
 GPT2 = {
     "num_query_groups": 4, "position_embedding_type": "learned", "normalization": "LayerNorm",
@@ -119,6 +120,23 @@ def test_the_bits_are_those_of_single_operations(name: str, isa: str, dtype: tor
 @pytest.mark.parametrize("name", ["grouped queries", "layer norms and biases", "int4"])
 def test_the_bits_are_the_same_over_an_int8_cache(name: str, isa: str, dtype: torch.dtype) -> None:
     assert_same_bits(build(make_cpu(isa), dtype, **MODELS[name]), torch.int8)
+
+
+@each_isa
+@each_dtype
+@pytest.mark.parametrize("kv_dtype", [None, torch.int8])
+def test_the_bits_are_the_same_with_sinks_and_a_position_bias(
+    isa: str, dtype: torch.dtype, kv_dtype: torch.dtype | None
+) -> None:
+    model = build(make_cpu(isa), dtype)
+    heads = model.config.num_attention_heads
+    terms = ({"sinks": draw(heads)}, {"sinks": draw(heads), "position_bias": draw(heads, 23)})
+    for layer, fields in zip(model.decoder.layers, terms, strict=True):
+        attention: Any = layer.self_attention
+        attention.options = replace(attention.options, **fields)
+    model.decoder.pack()
+    assert num_calls(model) == 1
+    assert_same_bits(model, kv_dtype or dtype)
 
 
 @each_isa

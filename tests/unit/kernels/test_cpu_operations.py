@@ -5,8 +5,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kilotron.kernels.interface import AttentionOptions, AttentionRows, ExpertWeights, HeadNorms, KVShape, Rotation
-from kilotron.kernels.reference.backend import rotate
+from kilotron.kernels.interface import (
+    Activation,
+    AttentionOptions,
+    AttentionRows,
+    ExpertWeights,
+    HeadNorms,
+    KVShape,
+    Rotation,
+)
+from kilotron.kernels.reference.backend import ReferenceBackend, rotate
 from unit.kernels.attention_cases import append, make_case
 from unit.kernels.cpu_backends import (
     assert_near,
@@ -211,15 +219,35 @@ def test_mix_experts(isa: str, dtype: torch.dtype, kind: str, chosen: int, threa
             gate, up = (weights.gate_up[expert].double() @ x[token].double()).chunk(2)
             output = weights.down[expert].double() @ (FUNCTIONS[kind](gate) * up)
             exact[token] += probabilities[token, choice].double() * output
-    found = cpu.mix_experts(x, cpu.pack_experts(weights, kind), ids, probabilities)
-    assert_near(found, exact, {torch.float32: 5e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype])
+    found = cpu.mix_experts(x, cpu.pack_experts(weights, Activation(kind, is_gated=True)), ids, probabilities)
+    assert_near(found, exact, {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype])
+
+
+@each_dtype
+@each_isa
+@pytest.mark.parametrize("is_gated", [True, False])
+def test_experts_with_biases_and_without_a_gate(isa: str, dtype: torch.dtype, is_gated: bool) -> None:
+    width = 2 * FFN if is_gated else FFN
+    weights = ExpertWeights(
+        draw(3, width, HIDDEN, dtype=dtype, seed=1) * 0.2, draw(3, HIDDEN, FFN, dtype=dtype, seed=2) * 0.2,
+        draw(3, width, dtype=dtype, seed=3), draw(3, HIDDEN, dtype=dtype, seed=4),
+    )  # fmt: skip
+    activation = Activation("quick_gelu", is_gated=is_gated, clamp=1.0, linear_offset=1.0)
+    cpu, plain = make_cpu(isa), ReferenceBackend()
+    ids, probabilities = torch.tensor([[2, 0], [0, 1], [2, 1], [1, 2], [0, 2]]), draw(5, 2, seed=5).softmax(-1)
+    found = cpu.mix_experts(draw(5, HIDDEN, dtype=dtype), cpu.pack_experts(weights, activation), ids, probabilities)
+    wide = ExpertWeights(*(part.float() for part in weights))  # type: ignore[union-attr]
+    expected = plain.mix_experts(
+        draw(5, HIDDEN, dtype=dtype).float(), plain.pack_experts(wide, activation), ids, probabilities
+    )
+    assert_near(found, expected.double(), {torch.float32: 5e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype])
 
 
 @each_dtype
 @each_isa
 def test_a_tokens_experts_give_the_same_bits_in_any_company_order_and_stride(isa: str, dtype: torch.dtype) -> None:
     cpu, x = make_cpu(isa, 2), draw(70, HIDDEN + 9, dtype=dtype)[:, 5 : 5 + HIDDEN]
-    packed = cpu.pack_experts(expert_weights(dtype), "silu")
+    packed = cpu.pack_experts(expert_weights(dtype), Activation("silu", is_gated=True))
     ids, probabilities = choose(70, 3)
     together = cpu.mix_experts(x, packed, ids, probabilities)
     alone = make_cpu(isa)
@@ -234,7 +262,7 @@ def test_a_tokens_experts_give_the_same_bits_in_any_company_order_and_stride(isa
 def test_many_experts_of_which_few_are_chosen(isa: str) -> None:
     cpu = make_cpu(isa)
     weights = ExpertWeights(draw(130, 64, 32, seed=1), draw(130, 32, 32, seed=2))
-    packed, x = cpu.pack_experts(weights, "silu"), draw(3, 32)
+    packed, x = cpu.pack_experts(weights, Activation("silu", is_gated=True)), draw(3, 32)
     ids, ones = torch.tensor([[129, 0], [0, 129], [64, 64]]), torch.ones(3, 2)
     found = cpu.mix_experts(x, packed, ids, ones)
     halves = [cpu.mix_experts(x, packed, ids[:, i : i + 1].contiguous(), ones[:, :1].contiguous()) for i in (0, 1)]

@@ -120,7 +120,9 @@ def test_quantized_and_plain_experts_mix_alike(isa: str, bits: int) -> None:
     down = [make_quantized(64, 48, 1, bits, torch.bfloat16, seed) for seed in range(4, 8)]
     probabilities, ids = draw(20, 4, seed=3).softmax(-1).topk(2)
     found, expected = (
-        backend.mix_experts(x, backend.pack_experts(ExpertWeights(gate_up, down), "silu"), ids, probabilities)
+        backend.mix_experts(
+            x, backend.pack_experts(ExpertWeights(gate_up, down), Activation("silu", is_gated=True)), ids, probabilities
+        )
         for backend in (cpu, reference)
     )
     torch.testing.assert_close(

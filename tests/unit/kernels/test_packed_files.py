@@ -32,7 +32,11 @@ def activations(weight: Weight, rows: int) -> Tensor:
     return draw(rows, weight.shape[1], seed=7).to(weight.dtype)
 
 
-@pytest.mark.parametrize("activation", [None, Activation("silu", is_gated=True)], ids=["plain", "gated"])
+@pytest.mark.parametrize(
+    "activation",
+    [None, Activation("silu", is_gated=True), Activation("quick_gelu", is_gated=True, clamp=7.1, linear_offset=1.0)],
+    ids=["plain", "gated", "clamped"],
+)
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_mapped_matrix_gives_the_bits_of_the_packed_one(
@@ -60,7 +64,7 @@ def test_mapped_experts_give_the_bits_of_the_packed_ones(kind: str, tmp_path: Pa
     cpu = make_cpu()
     gate_up = [make_weight(kind, 64, 96, seed=n) for n in range(3)]
     down = [make_weight(kind, 96, 32, seed=n + 3) for n in range(3)]
-    packed = cpu.pack_experts(ExpertWeights(gate_up, down), "silu")
+    packed = cpu.pack_experts(ExpertWeights(gate_up, down), Activation("silu", is_gated=True))
     cpu.packed_files.write(tmp_path / "packed", {"experts": packed})
     mapped = cpu.packed_files.open(tmp_path / "packed")["experts"]
     x, ids = activations(gate_up[0], 4), torch.tensor([[0, 1], [2, 0], [1, 2], [2, 1]])
@@ -143,6 +147,9 @@ def written(tmp_path: Path) -> Path:
         ("format", "int3"),
         ("format", None),
         ("activation", "sine"),
+        ("clamp", -1.0),
+        ("clamp", "seven"),
+        ("linear_offset", None),
         ("has_bias", 2),
         ("has_bias", None),
         ("more", 1),

@@ -33,7 +33,8 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "rotate_and_append": (HEADS, None, None, "kv", torch.zeros(3)),
     "plan_attention": (Mock(num_new=[1, 1, 1]), 8),
     "paged_attention": (HEADS, "kv", "plan", Mock(window=16)),
-    "pack_experts": (ExpertWeights(torch.ones(2, 6, 4), torch.ones(2, 4, 3)), "silu"),
+    "pack_experts": (ExpertWeights(torch.ones(2, 6, 4), torch.ones(2, 4, 3)), Activation("silu", is_gated=True)),
+    "full_attention": (HEADS, HEADS, HEADS, [1, 2]),
     "max_of_rows": (X,),
     "weigh": (X,),
     "sum_weights": (ROWS, None),
@@ -41,6 +42,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "list_greatest": (X, torch.arange(3), 2),
     "mix_experts": (X, NamedWeights("packed", "mix_experts 2x6x4"), X, X),
 }
+NAMED_ARGUMENTS: dict[str, dict[str, Any]] = {"full_attention": {"scale": 0.5, "bias": None}}
 
 
 @pytest.fixture
@@ -51,13 +53,13 @@ def trace(tmp_path: Path) -> Trace:
 @pytest.mark.parametrize("operation", sorted(set(OPERATIONS) - NOT_OPERATIONS))
 def test_every_operation_of_the_interface_is_handed_on_and_recorded(trace: Trace, operation: str) -> None:
     kernels = create_autospec(ReferenceBackend, instance=True)
-    arguments = ARGUMENTS[operation]
+    arguments, named = ARGUMENTS[operation], NAMED_ARGUMENTS.get(operation, {})
 
-    result = getattr(ProfiledBackend(kernels, trace), operation)(*arguments)
+    result = getattr(ProfiledBackend(kernels, trace), operation)(*arguments, **named)
 
     inner = getattr(kernels, operation)
     plain = tuple(each.packed if isinstance(each, NamedWeights) else each for each in arguments)
-    assert inner.call_args.args == plain
+    assert (inner.call_args.args, inner.call_args.kwargs) == (plain, named)
     given = result.packed if isinstance(result, NamedWeights) else result
     assert given is (None if operation in GIVE_NOTHING else inner.return_value)
     assert [total.name.split()[0] for total in trace.totals()] == [operation]

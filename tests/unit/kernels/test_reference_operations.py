@@ -70,7 +70,9 @@ EXACT: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
     "gelu": functional.gelu,
     "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": functional.relu,
+    "relu2": lambda x: functional.relu(x) ** 2,
 }
 
 
@@ -81,6 +83,17 @@ def test_activations(dtype: torch.dtype, kind: str) -> None:
     assert_near(BACKEND.activate(x, Activation(kind, is_gated=False)), EXACT[kind](x.double()))
     gate, up = x.double().chunk(2, -1)
     assert_near(BACKEND.activate(x, Activation(kind, is_gated=True)), EXACT[kind](gate) * up)
+
+
+@dtypes
+def test_a_clamped_gate_with_an_offset(dtype: torch.dtype) -> None:
+    x = draw(5, 2 * FFN, dtype=dtype) * 2
+    gate, up = x.double().chunk(2, -1)
+    expected = EXACT["quick_gelu"](gate.clamp(max=1.5)) * (up.clamp(-1.5, 1.5) + 1)
+    activation = Activation("quick_gelu", is_gated=True, clamp=1.5, linear_offset=1.0)
+    assert_near(BACKEND.activate(x, activation), expected)
+    alone = BACKEND.activate(x, Activation("silu", is_gated=False, clamp=1.5))
+    assert_near(alone, functional.silu(x.double().clamp(max=1.5)))
 
 
 @dtypes
@@ -106,7 +119,30 @@ def test_mix_experts(dtype: torch.dtype) -> None:
         for probability, expert in zip(probabilities[token].double(), chosen[token].tolist(), strict=True):
             gate, up = (weights.gate_up[expert].double() @ x[token].double()).chunk(2)
             expected[token] += probability * (weights.down[expert].double() @ (functional.silu(gate) * up))
-    assert_near(BACKEND.mix_experts(x, BACKEND.pack_experts(weights, "silu"), chosen, probabilities), expected)
+    assert_near(
+        BACKEND.mix_experts(x, BACKEND.pack_experts(weights, Activation("silu", is_gated=True)), chosen, probabilities),
+        expected,
+    )
+
+
+@dtypes
+@pytest.mark.parametrize("is_gated", [True, False])
+def test_experts_with_biases_and_without_a_gate(dtype: torch.dtype, is_gated: bool) -> None:
+    width = 2 * FFN if is_gated else FFN
+    weights = ExpertWeights(
+        draw(3, width, HIDDEN, dtype=dtype, seed=1) * 0.1, draw(3, HIDDEN, FFN, dtype=dtype, seed=2) * 0.1,
+        draw(3, width, dtype=dtype, seed=3), draw(3, HIDDEN, dtype=dtype, seed=4),
+    )  # fmt: skip
+    x, chosen, ones = draw(3, HIDDEN, dtype=dtype), torch.tensor([[2], [0], [2]]), torch.ones(3, 1)
+    found = BACKEND.mix_experts(x, BACKEND.pack_experts(weights, Activation("relu2", is_gated=is_gated)), chosen, ones)
+    for token, expert in enumerate(chosen[:, 0].tolist()):
+        first, first_bias, second, second_bias = (
+            weights[i][expert].double()
+            for i in (0, 2, 1, 3)  # type: ignore[index]
+        )
+        gate, *up = (first @ x[token].double() + first_bias).chunk(2 if is_gated else 1)
+        hidden = EXACT["relu2"](gate) * (up[0] if up else 1)
+        assert_near(found[token], second @ hidden + second_bias)
 
 
 def row_operations(dtype: torch.dtype) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -115,7 +151,7 @@ def row_operations(dtype: torch.dtype) -> dict[str, Callable[[Tensor], Tensor]]:
     small = BACKEND.pack_linear(draw(3, HIDDEN, dtype=dtype, seed=1), None)
     weight = draw(HIDDEN, dtype=dtype, seed=3)
     weights = ExpertWeights(draw(4, 2 * FFN, HIDDEN, dtype=dtype, seed=4), draw(4, HIDDEN, FFN, dtype=dtype, seed=5))
-    experts = BACKEND.pack_experts(weights, "silu")
+    experts = BACKEND.pack_experts(weights, Activation("silu", is_gated=True))
 
     def mix(x: Tensor) -> Tensor:
         probabilities, chosen = x[:, :4].float().softmax(-1).topk(2)

@@ -66,9 +66,9 @@ class WitnessBackend(ReferenceBackend):
         self.given.append(weight)
         return super().pack_linear(weight, bias, activation)
 
-    def pack_experts(self, weights: ExpertWeights, kind: str) -> Any:
+    def pack_experts(self, weights: ExpertWeights, activation: Activation) -> Any:
         self.given += [*weights.gate_up, *weights.down]
-        return super().pack_experts(weights, kind)
+        return super().pack_experts(weights, activation)
 
     def quantized_shapes(self) -> list[tuple[int, int]]:
         return [weight.shape for weight in self.given if isinstance(weight, QuantizedWeight)]

@@ -74,6 +74,7 @@ def _add(world: SchedulerWorld, rng: random.Random) -> None:
             salt=rng.choice(["", "", "other"]),
             n=rng.choice([1, 1, 1, 3]),
             scores_prompt=max_generated == 0 or rng.random() < 0.2,
+            encoder=rng.choice([[], [], *PREFIXES]),
             deadline=rng.choice([None] * 5 + [world.now + rng.randint(1, 9)]),
         )
     except QueueFullError:

@@ -20,6 +20,7 @@ from kilotron.scheduling.scheduler import Scheduler
 from kilotron.scheduling.step_plan import Admission, RowPlan, StepPlan, StepResult
 from kilotron.scheduling.step_planner import SchedulerLimits
 from unit.scheduling.cache_mirror import CacheMirror
+from unit.scheduling.cross_cache import CrossCache
 
 DEFAULT_LIMITS = SchedulerLimits(
     block_size=2,
@@ -122,6 +123,7 @@ class SchedulerWorld:
         self.mirror = CacheMirror(self.scheduler.allocator.cache)
         self.num_blocks = num_blocks
         self.cache = KVCache(num_blocks, self.limits)
+        self.cross_cache = CrossCache(num_blocks, self.limits)
         self.now = 0.0
         self.watched: dict[int, Watched] = {}
         self.ends: Counter[int] = Counter()
@@ -140,6 +142,7 @@ class SchedulerWorld:
         n: int = 1,
         scores_prompt: bool = False,
         deadline: float | None = None,
+        encoder: Sequence[int] = (),
     ) -> InferenceRequest:
         """A request arrives; returns the first of its n choices."""
         params = SamplingParams(
@@ -151,6 +154,7 @@ class SchedulerWorld:
                 list(prompt),
                 params,
                 RequestTimings(self.now),
+                encoder_tokens=list(encoder),
                 max_generated=max_generated,
                 cache_salt=salt,
                 deadline=deadline,
@@ -164,6 +168,8 @@ class SchedulerWorld:
         for choice in choices:
             # Without prefix caching, only the continuations of one prompt may share.
             own_salt = salt if self.limits.enable_prefix_caching else f"prompt {choices[0].request_id}"
+            if encoder:
+                own_salt += f" after {list(encoder)}"
             self.watched[choice.request_id] = Watched(
                 choice, own_salt, list(prompt), choice.request_id, self.scheduler.step
             )
@@ -203,6 +209,7 @@ class SchedulerWorld:
         for row in _named(plan.rows, faulty):
             faults[row.request_id] = NumericalError("it is not a number")
             self.cache.spoil(row)
+            self.cross_cache.spoil(row)
         ended = set(faults)
         new_tokens = []
         early = _named([row for row in plan.rows if row.samples], ending)
@@ -243,12 +250,14 @@ class SchedulerWorld:
         self.clear_cache()
         assert self.scheduler.allocator.num_free == self.num_blocks - 1
         self.cache.values.clear()
+        self.cross_cache.values.clear()
 
     def reset(self) -> None:
         """Everything is forgotten."""
         requests = list(self.watched)
         self.scheduler.reset()
         self.cache.values.clear()
+        self.cross_cache.values.clear()
         for request_id in requests:
             self._end(request_id)
         self.mirror.cache = self.scheduler.allocator.cache
@@ -292,6 +301,8 @@ class SchedulerWorld:
             assert (item.token_ids, item.num_computed) == (watched.tokens, watched.num_computed)
             table = self.cache.table.block_ids[item.slot].tolist()
             assert [block for block in table if block] == item.block_ids, "table and owned blocks differ"
+            cross = [] if item.cross is None else item.cross.block_ids
+            assert self.cross_cache.blocks_of(item.slot) == cross, "table and owned blocks of the encoder differ"
 
     def _plan(self) -> StepPlan | None:
         were_running = [w for w in self.watched.values() if w.slot is not None]
@@ -310,10 +321,15 @@ class SchedulerWorld:
             assert first_in_line is not None
             assert first_in_line.slot is not None, "the first in line was left behind though nobody ran"
         self.cache.take_in(plan)
+        self.cross_cache.take_in(plan)
         for row in plan.rows:
             self._check_row(row)
         for row in plan.rows:
             self.cache.compute(row, self.watched[row.request_id].salt)
+            self.cross_cache.compute(row, self.watched[row.request_id].salt)
+        for row in plan.rows:
+            watched = self.watched[row.request_id]
+            self.cross_cache.check(row, watched.salt, watched.request.encoder_tokens)
         return plan
 
     def _turn(self, watched: Watched) -> tuple[int, int]:
@@ -397,9 +413,11 @@ class SchedulerWorld:
     def _check_admissible(self, request: InferenceRequest) -> None:
         limits = self.limits
         num_positions = request.prompt_length + max(request.max_generated, 1) - 1
-        never_fits = num_positions > (self.num_blocks - 1) * limits.block_size
+        num_encoded = len(request.encoder_tokens)
+        blocks = -(-num_positions // limits.block_size) + -(-num_encoded // limits.block_size)
+        never_fits = blocks > self.num_blocks - 1 or (num_encoded > 0 and num_encoded >= limits.max_tokens)
         if not limits.enable_chunked_prefill:
-            never_fits |= request.prompt_length > limits.max_tokens
+            never_fits |= request.prompt_length + num_encoded > limits.max_tokens
             if request.sampling_params.wants_prompt_log_probs:
                 never_fits |= request.prompt_length > limits.max_logits_tokens
         try:

@@ -26,6 +26,7 @@ prompts = st.builds(
     st.sampled_from(PREFIXES),
     st.lists(st.integers(0, 1), min_size=1, max_size=6),
 )
+inputs = st.one_of(st.just([]), prompts)
 maybe_row = st.none() | st.integers(0, 5)
 
 
@@ -43,6 +44,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         salt=st.sampled_from(["", "", "other"]),
         n=st.sampled_from([1, 1, 1, 3]),
         scores_prompt=st.booleans(),
+        encoder=inputs,
         timeout=st.none() | st.integers(1, 9),
     )
     def add(self, scores_prompt: bool, timeout: int | None, **request: object) -> None:

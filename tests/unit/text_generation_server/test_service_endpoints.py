@@ -1,6 +1,7 @@
 """What surrounds generation: models, tokenizer, health, metrics, admin, the older API, and its description."""
 
 import asyncio
+import copy
 import subprocess
 import sys
 from typing import Any
@@ -244,6 +245,14 @@ class TestLegacyApi:
             assert answer["logprobs"][index] == direct.prompt_log_probs + direct.generated_log_probs
             assert "".join(answer["segments"][index]) == answer["text"][index]
 
+    def test_the_older_sampling_fields_have_an_effect(self, service: Service, llm: MegatronLLM) -> None:
+        body = {"prompts": [STORY], "tokens_to_generate": 12, "random_seed": 3, "top_p": 0.9, "stop_on_eol": True}
+        older = {"top_p_decay": 0.8, "top_p_bound": 0.2, "prevent_newline_after_colon": True}
+        params = SamplingParams(seed=3, top_p=0.9, num_tokens_to_generate=12, stop=["\n"])
+        for fields in ({}, older):
+            direct = llm.generate([STORY], copy.copy(params).add_attributes(fields))[0]
+            assert self.put(service, body | fields).json()["text"] == [STORY + direct.generated_text]
+
     def test_an_empty_prompt_can_begin_with_bos(self, service: Service) -> None:
         answer = self.put(service, {"prompts": [""], "add_BOS": True, "tokens_to_generate": 2}).json()
         assert answer["tokens"][0][0] == service.tokenizer.bos_id
@@ -264,6 +273,14 @@ class TestLegacyApi:
             ({"prompts": ["a"], "logprobs": 1}, "logprobs must be a boolean value"),
             ({"prompts": ["a"], "top_k": 5, "top_p": 0.5}, "cannot set both top-k and top-p samplings."),
             ({"prompts": ["a"], "top_p_decay": 0.5}, "top_p_decay cannot be set without top_p"),
+            (
+                {"prompts": ["a"], "top_p": 0.5, "top_p_decay": 2.0},
+                "top_p_decay must be less than or equal to 1.0",
+            ),
+            (
+                {"prompts": ["a"], "top_p": 0.5, "top_p_bound": 0.6},
+                "top_p_bound must be greater than 0 and less than top_p",
+            ),
         ],
     )
     def test_mistakes_have_megatrons_messages_and_status_400(self, service: Service, body: Any, message: str) -> None:

@@ -5,8 +5,9 @@ no layout: packed weights, cache layers and step rows are the native module's ow
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
+from itertools import repeat
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -80,12 +81,12 @@ class CpuBackend(ReferenceBackend):
     def pack_linear(self, weight: Weight, bias: Tensor | None, activation: Activation | None = None) -> PackedLinear:
         """Copies into panels; quantized weights stay quantized."""
         wide_bias = None if bias is None else bias.detach().float().contiguous()
-        kind, is_gated = activation if activation is not None else (None, False)
+        what_follows = activation or (None, False, None, 0.0)
         threads = torch.get_num_threads()
         if isinstance(weight, QuantizedWeight):
             values, scales, zeros = weight.values, weight.scales, weight.zeros
-            return self._native.pack_quantized(values, scales, zeros, weight.bits, wide_bias, kind, is_gated, threads)
-        return self._native.pack_plain(weight.detach(), wide_bias, kind, is_gated, threads)
+            return self._native.pack_quantized(values, scales, zeros, weight.bits, wide_bias, *what_follows, threads)
+        return self._native.pack_plain(weight.detach(), wide_bias, *what_follows, threads)
 
     def linear(self, x: Tensor, packed: PackedLinear, residual: Tensor | None = None) -> Tensor:
         """[T, in] -> [T, out]"""
@@ -151,22 +152,22 @@ class CpuBackend(ReferenceBackend):
         """[T, H, D] -> [T, H, D]"""
         query = query.contiguous()
         result = torch.empty_like(query)
-        self._kernels.paged_attention(
-            query, kv, plan, options.scale, options.window or 0, options.softcap or 0.0, result
-        )
+        scale, window, softcap = options.scale, options.window or 0, options.softcap or 0.0
+        sinks, position_bias = options.sinks, options.position_bias
+        self._kernels.paged_attention(query, kv, plan, scale, window, softcap, sinks, position_bias, result)
         return result
 
     def pack_layers(self, layers: Sequence[DecoderLayer]) -> PackedLayers | None:
         """One call for all of them: Python between their operations costs 70 us a layer."""
         return CpuLayers(self._kernels, self._native.DecoderLayers(layers))
 
-    def pack_experts(self, weights: ExpertWeights, kind: str) -> PackedExperts:
+    def pack_experts(self, weights: ExpertWeights, activation: Activation) -> PackedExperts:
         """One packed matrix of each kind for each expert."""
-        gate_up, down = _of_one_kind(weights.gate_up), _of_one_kind(weights.down)
-        activation = Activation(kind, is_gated=True)
+        first = zip(_of_one_kind(weights.gate_up), _each_bias(weights.gate_up_bias), strict=False)
+        second = zip(_of_one_kind(weights.down), _each_bias(weights.down_bias), strict=False)
         return CpuExperts(
-            [self.pack_linear(weight, None, activation) for weight in gate_up],
-            [self.pack_linear(weight, None) for weight in down],
+            [self.pack_linear(weight, bias, activation) for weight, bias in first],
+            [self.pack_linear(weight, bias) for weight, bias in second],
         )
 
     def mix_experts(self, x: Tensor, packed: PackedExperts, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
@@ -226,6 +227,11 @@ def _of_one_kind(weights: Tensor | Sequence[Weight]) -> Sequence[Weight]:
     if len(kinds) == 1:
         return list(weights)
     return [weight.dequantize() if isinstance(weight, QuantizedWeight) else weight for weight in weights]
+
+
+def _each_bias(biases: Tensor | None) -> Iterable[Tensor | None]:
+    """One for each expert."""
+    return repeat(None) if biases is None else biases.unbind()
 
 
 def why_not_native() -> str | None:

@@ -37,6 +37,8 @@ class _StoredMatrix(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: str
     activation: str | None
     is_gated: bool
+    clamp: float | None
+    linear_offset: float
     outputs: int
     inputs: int
     num_groups: int
@@ -63,7 +65,7 @@ class CpuPackedFiles:
     @property
     def layout(self) -> str:
         """Of panels and of the file around them."""
-        return f"cpu {self._native.PACKED_LAYOUT}.1"
+        return f"cpu {self._native.PACKED_LAYOUT}.2"
 
     def write(self, path: Path, weights: Mapping[str, PackedLinear | PackedExperts]) -> int:
         """Readable by the owner only; it has its name when all of it is on the disk."""

@@ -173,14 +173,39 @@ def _attend(query: Tensor, kv: ReferenceKVLayer, bundle: _Bundle, options: Atten
         mask = _mask(bundle, heads // groups, options.window, query.dtype)
         mask = functional.pad(mask, (0, 0, 0, grouped.shape[2] - num_grouped))
         bundle.masks[options.window] = mask
-    if options.softcap is None:
+    if options.softcap is None and options.sinks is None and options.position_bias is None:
         result = functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=options.scale)
     else:
-        scores = torch.matmul(grouped.float(), keys.float().transpose(-1, -2)) * options.scale
-        scores = torch.tanh(scores / options.softcap) * options.softcap + mask
-        result = torch.matmul(scores.softmax(-1), values.float()).to(query.dtype)
+        scores = torch.matmul(grouped.float(), keys.float().transpose(-1, -2))
+        weights = _weights(scores, mask, bundle, options)
+        result = torch.matmul(weights, values.float()).to(query.dtype)
     result = result[:, :, :num_grouped].reshape(groups, rows, heads // groups, queries, channels).permute(1, 3, 0, 2, 4)
     return result.reshape(rows * queries, heads, channels)
+
+
+def _weights(scores: Tensor, mask: Tensor, bundle: _Bundle, options: AttentionOptions) -> Tensor:
+    """Products [G, r, g * q (padded), L] float32 -> what the values are multiplied with."""
+    groups, num_grouped = scores.shape[0], scores.shape[2]
+    scores = scores * options.scale
+    if options.position_bias is not None:
+        biases = _biases(bundle, options.position_bias, groups)
+        scores += functional.pad(biases, (0, 0, 0, num_grouped - biases.shape[2]))
+    if options.softcap is not None:
+        scores = torch.tanh(scores / options.softcap) * options.softcap
+    scores = scores + mask
+    if options.sinks is None:
+        return scores.softmax(-1)
+    sinks = options.sinks.view(groups, -1).repeat_interleave(bundle.num_queries, dim=1)
+    sinks = functional.pad(sinks, (0, num_grouped - sinks.shape[1]))[:, None, :, None]
+    scores = torch.cat((scores, sinks.expand(-1, bundle.num_rows, -1, -1)), dim=-1)
+    return scores.softmax(-1)[..., :-1].contiguous()
+
+
+def _biases(bundle: _Bundle, table: Tensor, groups: int) -> Tensor:
+    """[H, distances] -> [G, r, g * q, L]"""
+    distances = bundle.query_positions.unsqueeze(-1) - torch.arange(bundle.num_keys, device=table.device)
+    biases = table[:, distances.clamp_(0, table.shape[1] - 1)].unflatten(0, (groups, -1))
+    return biases.transpose(1, 2).flatten(2, 3)
 
 
 def _mask(bundle: _Bundle, group_size: int, window: int | None, dtype: torch.dtype) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from kilotron.kernels.interface import (
 )
 from kilotron.kernels.reference import attention, exact_weights
 from kilotron.kernels.reference.attention import Cache, ReferenceKVLayer, ReferencePlan
+from kilotron.kernels.reference.full_attention import attend_fully
 
 # Products of a few odd rows, or of few multiplications, take another path through the CPU's matrix library, with
 # another order of summation. Padding small ones to a multiple of 4 rows and beyond the fewest multiplications keeps a
@@ -45,8 +47,12 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
     "gelu": functional.gelu,
     "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": functional.relu,
+    "relu2": lambda x: functional.relu(x).square(),
 }
+# Of several operations: their results are rounded once, at the end.
+_COMPOSED = {"quick_gelu"}
 
 
 class ReferenceLinear(NamedTuple):
@@ -62,6 +68,8 @@ class ReferenceExperts(NamedTuple):
 
     gate_up: Tensor | Sequence[Tensor]
     down: Tensor | Sequence[Tensor]
+    gate_up_bias: Tensor | None
+    down_bias: Tensor | None
     activation: Activation
 
 
@@ -107,10 +115,15 @@ class ReferenceBackend:
         """[T, n] -> [T, n], or [T, n / 2] when gated"""
         if activation is None:
             return x
-        if activation.is_gated:
-            gate, up = x.chunk(2, dim=-1)
-            return _activate(gate, activation.kind) * up
-        return _activate(x, activation.kind)
+        gate, up = x.chunk(2, dim=-1) if activation.is_gated else (x, None)
+        if activation.clamp is not None:
+            gate = gate.clamp(max=activation.clamp)
+        gate = _activate(gate, activation.kind)
+        if up is None:
+            return gate
+        if activation.clamp is not None:
+            up = up.clamp(-activation.clamp, activation.clamp)
+        return gate * (up + activation.linear_offset if activation.linear_offset else up)
 
     def embedding(self, token_ids: Tensor, table: Tensor) -> Tensor:
         """[T] int64, [vocabulary, hidden] -> [T, hidden]"""
@@ -198,24 +211,40 @@ class ReferenceBackend:
         """[T, H, D] -> [T, H, D]"""
         return attention.paged_attention(query, kv, plan, options)
 
+    def full_attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        lengths: Sequence[int] | np.ndarray,
+        *,
+        scale: float,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Each row by itself, in float32."""
+        return attend_fully(query, key, value, lengths, scale=scale, bias=bias)
+
     def pack_layers(self, layers: Sequence[DecoderLayer]) -> PackedLayers | None:
         """None: there is nothing to gain in plain torch."""
         return None
 
-    def pack_experts(self, weights: ExpertWeights, kind: str) -> PackedExperts:
+    def pack_experts(self, weights: ExpertWeights, activation: Activation) -> PackedExperts:
         """Keeps what is plain as it is."""
         gate_up, down = (
-            stack if isinstance(stack, Tensor) else [_dequantized(weight) for weight in stack] for stack in weights
+            stack if isinstance(stack, Tensor) else [_dequantized(weight) for weight in stack] for stack in weights[:2]
         )
-        return ReferenceExperts(gate_up, down, Activation(kind, is_gated=True))
+        return ReferenceExperts(gate_up, down, weights.gate_up_bias, weights.down_bias, activation)
 
     def mix_experts(self, x: Tensor, packed: PackedExperts, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
         """One product per expert that any token chose; a token's experts are summed in ascending order of id."""
         result = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         for expert in expert_ids.unique().tolist():
             tokens, choice = (expert_ids == expert).nonzero(as_tuple=True)
-            hidden = self.multiply(x.index_select(0, tokens), packed.gate_up[expert], None)
-            hidden = self.multiply(self.activate(hidden, packed.activation), packed.down[expert], None)
+            first_bias, second_bias = (
+                None if bias is None else bias[expert] for bias in (packed.gate_up_bias, packed.down_bias)
+            )
+            hidden = self.multiply(x.index_select(0, tokens), packed.gate_up[expert], first_bias)
+            hidden = self.multiply(self.activate(hidden, packed.activation), packed.down[expert], second_bias)
             result.index_add_(0, tokens, hidden.float() * expert_weights[tokens, choice].unsqueeze(-1))
         return result.to(x.dtype)
 
@@ -264,6 +293,6 @@ def _dequantized(weight: Weight) -> Tensor:
 def _activate(x: Tensor, kind: str) -> Tensor:
     function = _ACTIVATIONS[kind]
     if x.dtype != torch.float32:
-        return function(x)
+        return _activate(x.float(), kind).to(x.dtype) if kind in _COMPOSED else function(x)
     padding = -x.numel() % (_FLOAT32_STRIDE * torch.get_num_threads())
     return function(functional.pad(x.reshape(-1), (0, padding)))[: x.numel()].view(x.shape)

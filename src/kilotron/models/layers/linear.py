@@ -26,16 +26,19 @@ class Linear(Layer):
         bias: bool,
         activation: Activation | None = None,
         can_round: bool = True,
+        row_order: Tensor | None = None,
     ) -> None:
         """`output_sizes` are the parts stacked in the weight's rows, such as query, key and value.
 
-        `can_round` says whether a plain weight may be quantized when quantization is asked for.
+        `can_round` says whether a plain weight may be quantized when quantization is asked for; for `row_order` see
+        `Layer`.
         """
         super().__init__()
         self.kernels = kernels
         self.output_sizes = tuple(output_sizes)
         self.activation = activation
         self.can_round = can_round
+        self.row_order = row_order
         self.weight = empty_parameter(sum(output_sizes), input_size)
         self.bias = empty_parameter(sum(output_sizes)) if bias else None
         self.quantized: QuantizedWeight | None = None

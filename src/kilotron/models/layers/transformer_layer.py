@@ -10,6 +10,7 @@ from kilotron.kernels.interface import DecoderLayer, KernelBackend, PackedLayers
 from kilotron.models.inference_batch import InferenceBatch
 from kilotron.models.layers.attention import SelfAttention
 from kilotron.models.layers.feed_forward import MLP
+from kilotron.models.layers.latent_attention import LatentSelfAttention
 from kilotron.models.layers.layer import Layer
 from kilotron.models.layers.mixture_of_experts import MixtureOfExperts
 from kilotron.models.layers.normalization import make_norm
@@ -21,6 +22,8 @@ class Rotations(NamedTuple):
 
     everywhere: Rotation | None
     local: Rotation | None
+    nowhere: None = None
+    """That of layers which leave their queries and keys as they are in a model that rotates others."""
 
 
 class TransformerLayer(Layer):
@@ -30,9 +33,10 @@ class TransformerLayer(Layer):
         super().__init__()
         norms_before = config.norm_placement in ("pre", "sandwich")
         self.norms_after = config.norm_placement in ("post", "sandwich")
-        self.rotation = Rotations._fields.index("local" if config.uses_local_rope(layer) else "everywhere")
+        self.rotation = Rotations._fields.index(_rotation_of(config, layer))
         self.input_layernorm: Any = make_norm(config, kernels) if norms_before else nn.Identity()
-        self.self_attention = SelfAttention(config, kernels, layer)
+        attention_class = SelfAttention if config.latent_attention is None else LatentSelfAttention
+        self.self_attention = attention_class(config, kernels, layer)
         self.post_self_attn_layernorm = make_norm(config, kernels) if self.norms_after else nn.Identity()
         self.pre_mlp_layernorm: Any = make_norm(config, kernels) if norms_before else nn.Identity()
         self.mlp = MixtureOfExperts(config, kernels) if config.is_moe_layer(layer) else MLP(config, kernels)
@@ -56,7 +60,9 @@ class TransformerLayer(Layer):
     def describe(self) -> DecoderLayer | None:
         """The packed layer as a plain value, or None where it is of another form than that value has."""
         attention, mlp = self.self_attention, self.mlp
-        if self.norms_after or attention.norms_outside_kernel or not isinstance(mlp, MLP):
+        if self.norms_after or not isinstance(mlp, MLP):
+            return None
+        if not isinstance(attention, SelfAttention) or attention.norms_outside_kernel:
             return None
         return DecoderLayer(
             input_norm=self.input_layernorm.describe(),
@@ -70,6 +76,13 @@ class TransformerLayer(Layer):
             linear_fc1=mlp.linear_fc1.packed,
             linear_fc2=mlp.linear_fc2.packed,
         )
+
+
+def _rotation_of(config: TransformerConfig, layer: int) -> str:
+    """The name of a layer's rotation among `Rotations`."""
+    if not config.uses_rope(layer):
+        return "nowhere"
+    return "local" if config.uses_local_rope(layer) else "everywhere"
 
 
 class ParallelTransformerLayer(TransformerLayer):

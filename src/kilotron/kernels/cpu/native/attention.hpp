@@ -74,7 +74,7 @@ class AttentionTask {
         load_queries();
         std::memset(scratch_.output, 0, rows * channels_ * sizeof(float));
         std::memset(scratch_.totals, 0, rows * kPanel * sizeof(float));
-        for (int64_t r = 0; r < rows; r++) scratch_.maxima[r] = -INFINITY;
+        for (int64_t r = 0; r < rows; r++) start_row(r);
         const int64_t last_position = row_.num_computed + first_ + tokens_ - 1;
         const int64_t first_tile = find_first_tile(), last_tile = last_position / kKeyTile;
         Tile present = locate(first_tile, head_, last_position);
@@ -84,7 +84,10 @@ class AttentionTask {
             const int64_t next_head = head_ + 1 < call_.kv.heads ? head_ + 1 : head_;
             const Tile next = is_last ? locate(first_tile, next_head, last_position) : locate(tile + 1, head_, last_position);
             score(present, next, rows);
-            weigh(tile, present, rows);
+            if (call_.position_bias == nullptr)
+                weigh<false>(tile, present, rows);
+            else
+                weigh<true>(tile, present, rows);
             mix(present, next, rows);
             present = next;
         }
@@ -100,6 +103,14 @@ class AttentionTask {
         const float* value_scales[kQuad];
     };
 
+    // A sink is what a row has seen before its first position: a weight of 1, and no value.
+    void start_row(int64_t r) {
+        scratch_.maxima[r] = call_.sinks == nullptr ? -INFINITY : call_.sinks[query_head_of(r)] * kLog2OfE;
+        if (call_.sinks != nullptr) scratch_.totals[r * kPanel] = 1;
+    }
+
+    int64_t query_head_of(int64_t r) const { return head_ * group_ + r % group_; }
+
     int64_t position_of(int64_t r) const { return row_.num_computed + first_ + r / group_; }
 
     // Tiles before it are outside of every query's window.
@@ -110,7 +121,7 @@ class AttentionTask {
     }
 
     const Item* query_of(int64_t r) const {
-        const int64_t token = row_.first_token + first_ + r / group_, head = head_ * group_ + r % group_;
+        const int64_t token = row_.first_token + first_ + r / group_, head = query_head_of(r);
         return static_cast<const Item*>(call_.query) + (token * call_.query_heads + head) * call_.kv.channels;
     }
 
@@ -222,22 +233,38 @@ class AttentionTask {
     }
 
     // Scores to weights of the online softmax; rescales what was summed under a lower maximum.
+    template <bool has_bias>
     void weigh(int64_t tile, const Tile& groups, int64_t rows) {
         for (int64_t r = 0; r < rows; r++) {
             const int64_t position = position_of(r) - tile * kKeyTile;  // within the tile, or beyond it
             const int64_t begin = call_.window == 0 ? 0 : position - call_.window + 1;
             if (begin <= 0 && position >= kKeyTile - 1)
-                weigh_row<true>(r, 0, kKeyTile - 1, groups);
+                weigh_row<true, has_bias>(r, begin, position, groups);
             else
-                weigh_row<false>(r, begin, position, groups);
+                weigh_row<false, has_bias>(r, begin, position, groups);
         }
     }
 
-    // One row, which sees the positions from `begin` to `end` of the tile, both included.
-    template <bool sees_all>
+    // Of 16 positions of which the first lies `distance` before the query. What a query does not see may get anything.
+    Vec bias_of(int64_t r, int64_t distance) const {
+        const float* biases = call_.position_bias + query_head_of(r) * call_.num_distances;
+        const int64_t first = call_.num_distances - 1 - distance;
+        if (first <= 1 - kPanel) return splat(biases[0]);
+        if (first >= 0 && first + kPanel <= call_.num_distances) return load(biases + first);
+        float part[kPanel];
+        for (int64_t lane = 0; lane < kPanel; lane++) {
+            const int64_t column = first + lane < 0 ? 0 : first + lane;
+            part[lane] = biases[column < call_.num_distances ? column : call_.num_distances - 1];
+        }
+        return load(part);
+    }
+
+    // One row, which sees the positions from `begin` to `end` of the tile, both included; its own is `end`.
+    template <bool sees_all, bool has_bias>
     KILOTRON_INLINE void weigh_row(int64_t r, int64_t begin, int64_t end, const Tile& groups) {
         // Scores in units of ln 2, so that weights are powers of two.
         const float scale = call_.softcap != 0 ? call_.scale / call_.softcap : call_.scale * kLog2OfE;
+        [[maybe_unused]] const float bias_scale = call_.softcap != 0 ? 1 / call_.softcap : kLog2OfE;
         const auto is_seen = [&](int64_t g) { return sees_all || (end >= g * kPanel && begin < (g + 1) * kPanel); };
         const auto only_seen = [&](Vec value, int64_t g, float other) {
             return sees_all ? value : masked(value, begin - g * kPanel, end - g * kPanel, other);
@@ -247,6 +274,7 @@ class AttentionTask {
             if (!is_seen(g)) continue;
             Vec value = mul(load(scratch_.scores + r * kKeyTile + g * kPanel), splat(scale));
             if constexpr (is_int8) value = mul(value, load(groups.key_scales[g]));
+            if constexpr (has_bias) value = fma(bias_of(r, end - g * kPanel), splat(bias_scale), value);
             if (call_.softcap != 0) value = mul(tanh(value), splat(call_.softcap * kLog2OfE));
             scores[g] = only_seen(value, g, -INFINITY);
             best = max(best, scores[g]);
@@ -325,7 +353,7 @@ class AttentionTask {
     void store_results() {
         for (int64_t r = 0; r < tokens_ * group_; r++) {
             const float total = sum(load(scratch_.totals + r * kPanel));
-            const int64_t token = row_.first_token + first_ + r / group_, head = head_ * group_ + r % group_;
+            const int64_t token = row_.first_token + first_ + r / group_, head = query_head_of(r);
             auto* to = static_cast<Item*>(call_.result) + (token * call_.query_heads + head) * call_.kv.channels;
             for (int64_t c = 0; c < call_.kv.channels; c += kPanel)
                 write_some<Type>(to + c, div(load(scratch_.output + r * channels_ + c), splat(total)),

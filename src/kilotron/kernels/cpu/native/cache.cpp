@@ -1,6 +1,7 @@
 #include "cache.hpp"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 namespace nb = nanobind;
@@ -68,6 +69,39 @@ RotationView::RotationView(nb::handle cosines_array, nb::handle sines_array, int
 
 void RotationView::check_against(const KVLayerView& kv) const {
     if (2 * half_rotated > kv.channels) refuse("cos", "at most half as many columns as channels");
+}
+
+ScoreTerms::ScoreTerms(nb::handle sinks, nb::handle position_bias) {
+    if (!sinks.is_none()) {
+        const Array array(sinks, "sinks", 1);
+        array.expect_kind(Kind::f32);
+        if (array.shape[0] < 1) refuse("sinks", "at least one");
+        sinks_.assign(array.as<float>(), array.as<float>() + array.shape[0]);
+    }
+    if (!position_bias.is_none()) {
+        const Array array(position_bias, "position_bias", 2);
+        array.expect_kind(Kind::f32);
+        num_distances_ = array.shape[1];
+        if (array.shape[0] < 1 || num_distances_ < 1) refuse("position_bias", "at least one head and one distance");
+        for (int64_t head = 0; head < array.shape[0]; head++) {
+            const float* row = array.as<float>() + head * array.strides[0];
+            position_bias_.insert(position_bias_.end(), std::make_reverse_iterator(row + num_distances_),
+                                  std::make_reverse_iterator(row));
+        }
+    }
+}
+
+void ScoreTerms::check_against(int64_t query_heads) const {
+    if (!sinks_.empty() && static_cast<int64_t>(sinks_.size()) != query_heads)
+        refuse("sinks", "one for each of " + std::to_string(query_heads) + " query heads");
+    if (!position_bias_.empty() && static_cast<int64_t>(position_bias_.size()) != query_heads * num_distances_)
+        refuse("position_bias", "a row for each of " + std::to_string(query_heads) + " query heads");
+}
+
+void ScoreTerms::add_to(AttentionCall& call) const {
+    call.sinks = sinks_.empty() ? nullptr : sinks_.data();
+    call.position_bias = position_bias_.empty() ? nullptr : position_bias_.data();
+    call.num_distances = num_distances_;
 }
 
 StepRows::StepRows(nb::handle num_computed, nb::handle num_new, nb::handle block_table, int64_t block_size) {

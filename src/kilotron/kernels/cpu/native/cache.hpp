@@ -51,6 +51,23 @@ struct RotationView {
     void check_against(const KVLayerView& kv) const;
 };
 
+// What a layer adds to the scores of attention, held for its calls.
+class ScoreTerms {
+  public:
+    ScoreTerms() = default;
+    // [query heads] and [query heads][distances] float32, or None.
+    ScoreTerms(nanobind::handle sinks, nanobind::handle position_bias);
+
+    // Raises TypeError unless they are of so many query heads.
+    void check_against(int64_t query_heads) const;
+    // Lets the call point to them.
+    void add_to(AttentionCall& call) const;
+
+  private:
+    std::vector<float> sinks_, position_bias_;
+    int64_t num_distances_ = 0;
+};
+
 // The rows of one step: sizes and block tables, held for all layers.
 class StepRows {
   public:

@@ -62,6 +62,7 @@ DecoderLayers::Layer DecoderLayers::layer_of(nb::handle described) {
     layer.scale = number_of(options.attr("scale"), "scale");
     layer.softcap = number_of(options.attr("softcap"), "softcap");
     layer.window = count_of(options.attr("window"), "window");
+    layer.terms = ScoreTerms(options.attr("sinks"), options.attr("position_bias"));
     layer.rotation = count_of(described.attr("rotation"), "rotation");
     layer.kv_layer = count_of(described.attr("kv_layer"), "kv_layer");
     first_width_ = std::max({first_width_, hidden_size_, layer.proj->inputs});
@@ -132,6 +133,7 @@ LayersCall DecoderLayers::check(nb::handle hidden, nb::tuple rotations, std::vec
         const int64_t kv_size = kv.view.heads * kv.view.channels, query_size = layer.proj->inputs;
         if (query_size % kv_size != 0 || layer.qkv->outputs != query_size + 2 * kv_size)
             refuse("kv_layers", "heads that fit the matrices");
+        layer.terms.check_against(query_size / kv.view.channels);
         const size_t head_bytes = kv.view.channels * item_bytes(dtype_);
         for (const Weights* weights : {&layer.query_weight, &layer.key_weight})
             if (!weights->empty() && weights->size() != head_bytes) refuse("kv_layers", "heads that fit their norms");
@@ -210,8 +212,10 @@ class LayersRun {
     void attend(const Layer& layer) {
         const KVLayerView& kv = call_.kv_layers[layer.kv_layer].view;
         const std::vector<AttentionRow>& rows = call_.rows->rows();
-        const AttentionCall call{kv, layers_.dtype_, rows.data(), static_cast<int64_t>(rows.size()), first_, second_,
-                                 layer.proj->inputs / kv.channels, layer.scale, layer.softcap, layer.window};
+        AttentionCall call{kv, layers_.dtype_, rows.data(), static_cast<int64_t>(rows.size()), first_, second_,
+                           layer.proj->inputs / kv.channels, layer.scale, layer.softcap, layer.window,
+                           nullptr, nullptr, 0};
+        layer.terms.add_to(call);
         kernels_.attention(call, workspace_, threads_);
     }
 

@@ -52,6 +52,7 @@ class DecoderLayers {
         float head_epsilon, head_weight_offset;
         float scale, softcap;
         int64_t window;
+        ScoreTerms terms;
         size_t rotation, kv_layer;
     };
 

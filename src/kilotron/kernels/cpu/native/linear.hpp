@@ -206,11 +206,12 @@ class Quad {
                 auto* result = static_cast<Item*>(call_.result) + row * call_.result_stride;
                 const auto* residual = static_cast<const Item*>(call_.residual);
                 if (residual != nullptr) residual += row * call_.residual_stride;
-                const int64_t step = matrix_.is_gated ? 2 : 1;
+                const bool is_gated = matrix_.activation.is_gated;
+                const int64_t step = is_gated ? 2 : 1;
                 for (int64_t p = 0; p < panels_; p += step) {
                     const int64_t column = (first_panel_ + p) / step * kPanel;
                     Vec value = activate(matrix_.activation, sum_of(r, p));
-                    if (matrix_.is_gated) value = mul(value, sum_of(r, p + 1));
+                    if (is_gated) value = mul(value, adjust_linear(matrix_.activation, sum_of(r, p + 1)));
                     const int64_t left = matrix_.outputs - column;
                     if (residual != nullptr) value = add(value, read_some<Type>(residual + column, left));
                     write_some<Type>(result + column, value, left);

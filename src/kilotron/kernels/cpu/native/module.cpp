@@ -130,7 +130,7 @@ class CpuKernels {
         const Array all(heads, "heads", 3), output(result, "result", 3);
         const int64_t tokens = all.shape[0], channels = kv.view.channels;
         const int64_t query_heads = all.shape[1] - 2 * kv.view.heads;
-        if (query_heads < 1) refuse("heads", "queries, keys and values");
+        if (query_heads < 0) refuse("heads", "queries, keys and values");
         AppendCall call{};
         call.kv = kv.view;
         call.dtype = all.dtype();
@@ -166,7 +166,7 @@ class CpuKernels {
     }
 
     void paged_attention(nb::handle query, const KVLayer& kv, const StepRows& rows, float scale, int64_t window,
-                         float softcap, nb::handle result) {
+                         float softcap, nb::handle sinks, nb::handle position_bias, nb::handle result) {
         const Array queries(query, "query", 3), output(result, "result", 3);
         const int64_t heads = queries.shape[1];
         const DType dtype = queries.dtype();
@@ -178,9 +178,13 @@ class CpuKernels {
         }
         if (heads == 0 || heads % kv.view.heads != 0) refuse("query", "a multiple of the cache's heads");
         if (window < 0) throw nb::value_error("window must be positive, or 0 for none");
-        const AttentionCall call{kv.view,     dtype, rows.rows().data(), static_cast<int64_t>(rows.rows().size()),
-                                 queries.data, output.data,        heads,
-                                 scale,       softcap,            window};
+        const ScoreTerms terms(sinks, position_bias);
+        terms.check_against(heads);
+        AttentionCall call{kv.view,      dtype,       rows.rows().data(), static_cast<int64_t>(rows.rows().size()),
+                           queries.data, output.data, heads,
+                           scale,        softcap,     window,             nullptr,
+                           nullptr,      0};
+        terms.add_to(call);
         run([&] { kernels_.attention(call, workspace_, threads_); });
     }
 
@@ -435,7 +439,9 @@ NB_MODULE(_native, m) {
              nb::arg("epsilon"), nb::arg("result"))
         .def("rotate_and_append", &CpuKernels::rotate_and_append, nb::arg("heads"), nb::arg("query_weight").none(),
              nb::arg("key_weight").none(), nb::arg("epsilon"), nb::arg("weight_offset"), nb::arg("cosines").none(), nb::arg("sines").none(), nb::arg("kv"), nb::arg("slots"), nb::arg("result"))
-        .def("paged_attention", &CpuKernels::paged_attention)
+        .def("paged_attention", &CpuKernels::paged_attention, nb::arg("query"), nb::arg("kv"), nb::arg("rows"),
+             nb::arg("scale"), nb::arg("window"), nb::arg("softcap"), nb::arg("sinks").none(),
+             nb::arg("position_bias").none(), nb::arg("result"))
         .def("run_layers", &CpuKernels::run_layers)
         .def("mix_experts", &CpuKernels::mix_experts)
         .def("max_of_rows", &CpuKernels::max_of_rows)

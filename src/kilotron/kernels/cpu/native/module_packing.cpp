@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cmath>
 #include <memory>
 #include <optional>
 #include <string>
@@ -31,16 +32,23 @@ constexpr std::array<std::pair<const char*, Format>, 5> kFormats{{{"float32", Fo
                                                                   {"bfloat16", Format::bf16},
                                                                   {"int8", Format::i8},
                                                                   {"int4", Format::i4}}};
-constexpr std::array<std::pair<const char*, Activation>, 4> kActivations{{{"silu", Activation::silu},
-                                                                          {"gelu", Activation::gelu},
-                                                                          {"gelu_tanh", Activation::gelu_tanh},
-                                                                          {"relu", Activation::relu}}};
+constexpr std::array<std::pair<const char*, Function>, 6> kFunctions{{{"silu", Function::silu},
+                                                                      {"gelu", Function::gelu},
+                                                                      {"gelu_tanh", Function::gelu_tanh},
+                                                                      {"quick_gelu", Function::quick_gelu},
+                                                                      {"relu", Function::relu},
+                                                                      {"relu2", Function::relu2}}};
 
-Activation activation_of(const std::optional<std::string>& name) {
-    if (!name) return Activation::none;
-    for (const auto& [known, activation] : kActivations)
-        if (*name == known) return activation;
-    throw nb::value_error(("activation " + *name + " is unknown").c_str());
+Activation activation_of(const std::optional<std::string>& name, bool is_gated, std::optional<float> clamp,
+                         float linear_offset) {
+    Activation activation{Function::none, is_gated, clamp.value_or(0.0f), linear_offset};
+    if (clamp && !(*clamp > 0 && std::isfinite(*clamp))) throw nb::value_error("clamp must be positive, or None");
+    if (!std::isfinite(linear_offset)) throw nb::value_error("linear_offset must be finite");
+    if (!name) return activation;
+    const auto* known = std::find_if(kFunctions.begin(), kFunctions.end(), [&](auto f) { return *name == f.first; });
+    if (known == kFunctions.end()) throw nb::value_error(("activation " + *name + " is unknown").c_str());
+    activation.function = known->second;
+    return activation;
 }
 
 void check_gate(int64_t outputs, bool is_gated) {
@@ -56,20 +64,21 @@ std::vector<float> bias_of(nb::handle bias, int64_t outputs) {
 }
 
 PackedMatrix pack_plain(nb::handle weight, nb::handle bias, const std::optional<std::string>& activation, bool is_gated,
-                        int threads) {
+                        std::optional<float> clamp, float linear_offset, int threads) {
     const Array array(weight, "weight", 2);
     const PlainWeight plain{array.data, array.dtype(), array.shape[0], array.shape[1], array.strides[0]};
     if (plain.inputs < 1) refuse("weight", "at least one input");
     check_gate(plain.outputs, is_gated);
     check_threads(threads);
     const std::vector<float> biases = bias_of(bias, plain.outputs);
-    const Activation kind = activation_of(activation);
+    const Activation kind = activation_of(activation, is_gated, clamp, linear_offset);
     nb::gil_scoped_release released;
-    return PackedMatrix::pack(plain, biases.empty() ? nullptr : biases.data(), kind, is_gated, threads);
+    return PackedMatrix::pack(plain, biases.empty() ? nullptr : biases.data(), kind, threads);
 }
 
 PackedMatrix pack_quantized(nb::handle values, nb::handle scales, nb::handle zeros, int bits, nb::handle bias,
-                            const std::optional<std::string>& activation, bool is_gated, int threads) {
+                            const std::optional<std::string>& activation, bool is_gated, std::optional<float> clamp,
+                            float linear_offset, int threads) {
     const Array value_array(values, "values", 2), scale_array(scales, "scales", 2), zero_array(zeros, "zeros", 2);
     const int64_t outputs = value_array.shape[0], inputs = value_array.shape[1], groups = scale_array.shape[1];
     for (const Array* array : {&value_array, &scale_array, &zero_array}) array->expect_contiguous();
@@ -91,10 +100,10 @@ PackedMatrix pack_quantized(nb::handle values, nb::handle scales, nb::handle zer
     check_gate(outputs, is_gated);
     check_threads(threads);
     const std::vector<float> biases = bias_of(bias, outputs);
-    const Activation kind = activation_of(activation);
+    const Activation kind = activation_of(activation, is_gated, clamp, linear_offset);
     const QuantizedWeight weight{value_array.as<int8_t>(), scale_array.as<float>(), zero, outputs, inputs, groups, bits};
     nb::gil_scoped_release released;
-    return PackedMatrix::pack(weight, biases.empty() ? nullptr : biases.data(), kind, is_gated, threads);
+    return PackedMatrix::pack(weight, biases.empty() ? nullptr : biases.data(), kind, threads);
 }
 
 // What a matrix is apart from its numbers, as `map_packed` takes it.
@@ -103,10 +112,13 @@ nb::dict describe(const PackedMatrix& packed) {
     nb::dict facts;
     for (const auto& [name, format] : kFormats)
         if (format == view.format) facts["format"] = name;
+    const Activation& activation = view.activation;
     facts["activation"] = nb::none();
-    for (const auto& [name, activation] : kActivations)
-        if (activation == view.activation) facts["activation"] = name;
-    facts["is_gated"] = view.is_gated;
+    for (const auto& [name, function] : kFunctions)
+        if (function == activation.function) facts["activation"] = name;
+    facts["is_gated"] = activation.is_gated;
+    facts["clamp"] = activation.clamp != 0 ? nb::object(nb::float_(activation.clamp)) : nb::object(nb::none());
+    facts["linear_offset"] = activation.linear_offset;
     facts["outputs"] = view.outputs;
     facts["inputs"] = view.inputs;
     facts["num_groups"] = view.num_groups;
@@ -139,8 +151,8 @@ std::shared_ptr<MappedFile> open_file(const std::string& path) {
 }
 
 PackedMatrix map_packed(const std::shared_ptr<MappedFile>& file, int64_t offset, const std::string& format,
-                        const std::optional<std::string>& activation, bool is_gated, int64_t outputs, int64_t inputs,
-                        int64_t num_groups, bool has_bias) {
+                        const std::optional<std::string>& activation, bool is_gated, std::optional<float> clamp,
+                        float linear_offset, int64_t outputs, int64_t inputs, int64_t num_groups, bool has_bias) {
     constexpr int64_t most = INT32_MAX;
     const Format kind = format_named(format);
     const bool is_quantized = kind == Format::i8 || kind == Format::i4;
@@ -148,7 +160,8 @@ PackedMatrix map_packed(const std::shared_ptr<MappedFile>& file, int64_t offset,
     if (num_groups != 1 && (!is_quantized || num_groups < 1 || inputs % num_groups != 0 ||
                             inputs / num_groups % kInputs != 0 || inputs / num_groups > kLargestGroup))
         refuse("num_groups", "one group, or groups of a multiple of 32 and at most 1024 inputs");
-    const PackedShape shape{kind, activation_of(activation), is_gated, outputs, inputs, num_groups, has_bias};
+    const PackedShape shape{kind,   activation_of(activation, is_gated, clamp, linear_offset),
+                            outputs, inputs, num_groups, has_bias};
     std::optional<PackedMatrix> packed = PackedMatrix::map(file, offset, shape);
     if (!packed) refuse("offset", "the place of a matrix within the file");
     return std::move(*packed);
@@ -180,12 +193,13 @@ void bind_packing(nb::module_& m) {
         .def_static("open", &open_file, nb::arg("path"))
         .def_prop_ro("num_bytes", &MappedFile::size);
     m.def("map_packed", &map_packed, nb::arg("file"), nb::arg("offset"), nb::kw_only(), nb::arg("format"),
-          nb::arg("activation").none(), nb::arg("is_gated"), nb::arg("outputs"), nb::arg("inputs"),
-          nb::arg("num_groups"), nb::arg("has_bias"));
+          nb::arg("activation").none(), nb::arg("is_gated"), nb::arg("clamp").none(), nb::arg("linear_offset"),
+          nb::arg("outputs"), nb::arg("inputs"), nb::arg("num_groups"), nb::arg("has_bias"));
     m.def("pack_plain", &pack_plain, nb::arg("weight"), nb::arg("bias").none(), nb::arg("activation").none(),
-          nb::arg("is_gated"), nb::arg("threads"));
+          nb::arg("is_gated"), nb::arg("clamp").none(), nb::arg("linear_offset"), nb::arg("threads"));
     m.def("pack_quantized", &pack_quantized, nb::arg("values"), nb::arg("scales"), nb::arg("zeros"), nb::arg("bits"),
-          nb::arg("bias").none(), nb::arg("activation").none(), nb::arg("is_gated"), nb::arg("threads"));
+          nb::arg("bias").none(), nb::arg("activation").none(), nb::arg("is_gated"), nb::arg("clamp").none(),
+          nb::arg("linear_offset"), nb::arg("threads"));
 }
 
 }  // namespace kilotron

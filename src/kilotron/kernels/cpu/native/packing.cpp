@@ -49,11 +49,10 @@ bool write_all(int file, const void* data, int64_t bytes) {
 PackedMatrix::PackedMatrix(const PackedShape& shape) : has_bias_(shape.has_bias) {
     view_.format = shape.format;
     view_.activation = shape.activation;
-    view_.is_gated = shape.is_gated;
     view_.inputs = shape.inputs;
     view_.padded_inputs = round_up(shape.inputs, kInputs);
     view_.outputs = shape.outputs;
-    view_.num_panels = divide_up(shape.outputs, kPanel) * (shape.is_gated ? 2 : 1);
+    view_.num_panels = divide_up(shape.outputs, kPanel) * (shape.activation.is_gated ? 2 : 1);
     view_.num_groups = shape.num_groups;
     view_.group_size = shape.num_groups > 1 ? shape.inputs / shape.num_groups : view_.padded_inputs;
 }
@@ -120,9 +119,9 @@ bool PackedMatrix::write_to(int file) const {
 }
 
 int64_t PackedMatrix::output_of(int64_t panel, int64_t lane) const {
-    const int64_t output = (view_.is_gated ? panel / 2 : panel) * kPanel + lane;
+    const int64_t output = (view_.activation.is_gated ? panel / 2 : panel) * kPanel + lane;
     if (output >= view_.outputs) return -1;
-    return view_.is_gated && panel % 2 ? view_.outputs + output : output;
+    return view_.activation.is_gated && panel % 2 ? view_.outputs + output : output;
 }
 
 void PackedMatrix::set_bias(const float* bias) {
@@ -133,10 +132,10 @@ void PackedMatrix::set_bias(const float* bias) {
             if (const int64_t output = output_of(panel, lane); output >= 0) packed[panel * kPanel + lane] = bias[output];
 }
 
-PackedMatrix PackedMatrix::pack(const PlainWeight& weight, const float* bias, Activation activation, bool is_gated,
+PackedMatrix PackedMatrix::pack(const PlainWeight& weight, const float* bias, const Activation& activation,
                                 int threads) {
-    PackedMatrix packed({format_of(weight.dtype), activation, is_gated, is_gated ? weight.outputs / 2 : weight.outputs,
-                         weight.inputs, 1, bias != nullptr});
+    const int64_t outputs = activation.is_gated ? weight.outputs / 2 : weight.outputs;
+    PackedMatrix packed({format_of(weight.dtype), activation, outputs, weight.inputs, 1, bias != nullptr});
     packed.allocate();
     packed.set_bias(bias);
     const Matrix& view = packed.view_;
@@ -166,10 +165,11 @@ PackedMatrix PackedMatrix::pack(const PlainWeight& weight, const float* bias, Ac
     return packed;
 }
 
-PackedMatrix PackedMatrix::pack(const QuantizedWeight& weight, const float* bias, Activation activation, bool is_gated,
+PackedMatrix PackedMatrix::pack(const QuantizedWeight& weight, const float* bias, const Activation& activation,
                                 int threads) {
-    PackedMatrix packed({weight.bits == 8 ? Format::i8 : Format::i4, activation, is_gated,
-                         is_gated ? weight.outputs / 2 : weight.outputs, weight.inputs, weight.groups, bias != nullptr});
+    const int64_t outputs = activation.is_gated ? weight.outputs / 2 : weight.outputs;
+    PackedMatrix packed({weight.bits == 8 ? Format::i8 : Format::i4, activation, outputs, weight.inputs, weight.groups,
+                         bias != nullptr});
     packed.allocate();
     packed.set_bias(bias);
     const Matrix& view = packed.view_;

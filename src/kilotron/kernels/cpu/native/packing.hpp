@@ -31,7 +31,6 @@ struct QuantizedWeight {
 struct PackedShape {
     Format format;
     Activation activation;
-    bool is_gated;
     int64_t outputs;  // columns of the result
     int64_t inputs;
     int64_t num_groups;
@@ -43,9 +42,9 @@ class PackedMatrix {
   public:
     // `bias` is [outputs] in float32, or null. With a gate the first half of the outputs goes through the activation and
     // multiplies the second.
-    static PackedMatrix pack(const PlainWeight& weight, const float* bias, Activation activation, bool is_gated,
+    static PackedMatrix pack(const PlainWeight& weight, const float* bias, const Activation& activation,
                              int threads);
-    static PackedMatrix pack(const QuantizedWeight& weight, const float* bias, Activation activation, bool is_gated,
+    static PackedMatrix pack(const QuantizedWeight& weight, const float* bias, const Activation& activation,
                              int threads);
 
     // The one that `write_to` wrote at a place of a file; nothing where the file has no room for it there.

@@ -314,22 +314,39 @@ static inline Vec erf(Vec x) {
     return with_sign_of(sub(splat(1.0f), tail), x);
 }
 
-static inline Vec activate(Activation kind, Vec x) {
-    switch (kind) {
-        case Activation::none: return x;
-        case Activation::silu: return div(x, add(splat(1.0f), exp(sub(zero(), x))));
-        case Activation::gelu: {
+static inline Vec apply(Function function, Vec x) {
+    switch (function) {
+        case Function::none: return x;
+        case Function::silu: return div(x, add(splat(1.0f), exp(sub(zero(), x))));
+        case Function::quick_gelu: return div(x, add(splat(1.0f), exp(mul(x, splat(-1.702f)))));
+        case Function::gelu: {
             const Vec half = mul(x, splat(0.5f));
             return fma(half, erf(mul(x, splat(0.70710678f))), half);
         }
-        case Activation::gelu_tanh: {
+        case Function::gelu_tanh: {
             const Vec half = mul(x, splat(0.5f));
             const Vec inner = mul(x, fma(mul(x, x), splat(0.7978845608f * 0.044715f), splat(0.7978845608f)));
             return fma(half, tanh(inner), half);
         }
-        case Activation::relu: return max(zero(), x);
+        case Function::relu: return max(zero(), x);
+        case Function::relu2: {
+            const Vec positive = max(zero(), x);
+            return mul(positive, positive);
+        }
     }
     return x;
+}
+
+// NaN stays NaN: the second operand is what comes out then.
+static inline Vec activate(const Activation& activation, Vec x) {
+    if (activation.clamp != 0) x = min(splat(activation.clamp), x);
+    return apply(activation.function, x);
+}
+
+// The half that a gate multiplies.
+static inline Vec adjust_linear(const Activation& activation, Vec x) {
+    if (activation.clamp != 0) x = max(splat(-activation.clamp), min(splat(activation.clamp), x));
+    return activation.linear_offset != 0 ? add(x, splat(activation.linear_offset)) : x;
 }
 
 }  // namespace kilotron::KILOTRON_ISA

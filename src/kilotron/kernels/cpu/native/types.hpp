@@ -29,7 +29,15 @@ static constexpr int64_t divide_up(int64_t value, int64_t divisor) { return (val
 
 enum class DType : uint8_t { f32, f16, bf16 };
 enum class Format : uint8_t { f32, f16, bf16, i8, i4 };
-enum class Activation : uint8_t { none, silu, gelu, gelu_tanh, relu };
+enum class Function : uint8_t { none, silu, gelu, gelu_tanh, quick_gelu, relu, relu2 };
+
+// What follows a product. Gated: the first half of the outputs goes through the function and multiplies the second.
+struct Activation {
+    Function function = Function::none;
+    bool is_gated = false;
+    float clamp = 0;          // 0: none; else what enters the function is at most this, the second half within +- this
+    float linear_offset = 0;  // added to the second half
+};
 
 static constexpr int64_t item_bytes(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 static constexpr Format format_of(DType dtype) {
@@ -51,7 +59,6 @@ static constexpr int64_t panel_bytes(Format format, int64_t inputs) {
 struct Matrix {
     Format format;
     Activation activation;
-    bool is_gated;
     int64_t inputs;         // as the caller counts them
     int64_t padded_inputs;  // a multiple of kInputs; the panels hold zeros beyond `inputs`
     int64_t outputs;        // columns of the result
@@ -157,6 +164,9 @@ struct AttentionCall {
     float scale;
     float softcap;          // 0: none
     int64_t window;         // 0: sees everything
+    const float* sinks;          // [query heads], or null
+    const float* position_bias;  // [query heads][distances], the greatest distance first; or null
+    int64_t num_distances;
 };
 
 struct NormCall {

@@ -1,0 +1,59 @@
+"""The config.json that a Megatron checkpoint's arguments keep when it was converted from Hugging Face.
+
+It can say what Megatron's arguments cannot, and is believed only as long as these still agree with it.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from kilotron.errors import CheckpointError
+from kilotron.models.architectures import ARCHITECTURES
+from kilotron.models.config_fields import ConfigFields
+from kilotron.models.megatron_args import megatron_args
+from kilotron.models.transformer_config import TransformerConfig
+
+KEPT_CONFIG = "hf_config_json"
+KEPT_GENERATION_CONFIG = "hf_generation_config_json"
+# A checkpoint may go on to be trained, with other lengths and types, and be the same model.
+CHANGEABLE = {
+    "vocab_size", "padded_vocab_size", "params_dtype", "bf16", "fp16", "seq_length", "attention_dropout",
+    "hidden_dropout", "moe_grouped_gemm", "moe_router_load_balancing_type", "make_vocab_size_divisible_by",
+}  # fmt: skip
+
+
+def read_kept_config(args: Mapping[str, Any], read: TransformerConfig) -> TransformerConfig | None:
+    """The structure that the kept config.json describes, with the sizes and dtype of the arguments as they were `read`.
+
+    None when there is none, or it contradicts the arguments.
+    """
+    values = kept_values(args)
+    if values is None:
+        return None
+    try:
+        architecture = ARCHITECTURES[ConfigFields(values, KEPT_CONFIG).texts("architectures")[0]]
+        config = architecture.read_config(ConfigFields(values, KEPT_CONFIG))
+    except (CheckpointError, KeyError, IndexError):
+        return None
+    # Another version may have written fewer arguments.
+    said = {name: value for name, value in megatron_args(config).items() if name in args and name not in CHANGEABLE}
+    if any(_plain(args[name]) != _plain(value) for name, value in said.items()):
+        return None
+    return replace(config, vocab_size=read.vocab_size, params_dtype=read.params_dtype)
+
+
+def kept_values(args: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The kept config.json's members; None when there is none."""
+    text = args.get(KEPT_CONFIG)
+    if not isinstance(text, str):
+        return None
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
