@@ -171,15 +171,36 @@ def test_a_failing_request_does_not_disturb_its_batch() -> None:
 
 def test_an_aborted_request_is_cancelled_whether_it_waits_or_not() -> None:
     engine = make_engine(1)
-    ids = [engine.add_request("a", sampling_params=SamplingParams(max_tokens=4)) for _ in range(3)]
+    ids = [engine.add_request("a", sampling_params=SamplingParams(max_tokens=4, n=2)) for _ in range(3)]
     engine.abort_request(ids[0])
     engine.abort_request(ids[2])
     engine.run_engine()
     done = engine.scheduler.completed_request_pool
     assert [done[i].status for i in ids] == [Status.CANCELLED, Status.COMPLETED, Status.CANCELLED]
+    assert [choice.status for choice in done[ids[2]].choices] == [Status.CANCELLED] * 2
     assert done[ids[0]].error is not None
     with pytest.raises(RequestNotFoundError):
         engine.abort_request(ids[1])
+
+
+def test_an_abort_during_a_batch_ends_the_request_and_no_other() -> None:
+    engine = make_engine(2)
+    params = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=30)
+    ids = [engine.add_request("a", sampling_params=params) for _ in range(2)]
+    step, num_steps = engine.loop.step, 0
+
+    def step_and_abort() -> list[InferenceRequest]:
+        nonlocal num_steps
+        num_steps += 1
+        if num_steps == 5:
+            engine.abort_request(ids[0])
+        return step()
+
+    engine.loop.step = step_and_abort  # type: ignore[method-assign]
+    engine.run_engine()
+    done = engine.scheduler.completed_request_pool
+    assert [done[i].status for i in ids] == [Status.CANCELLED, Status.COMPLETED]
+    assert [done[i].generated_length for i in ids] == [4, 30]
 
 
 def test_a_stream_gives_the_request_as_it_grows() -> None:
