@@ -183,26 +183,6 @@ def test_an_aborted_request_is_cancelled_whether_it_waits_or_not() -> None:
         engine.abort_request(ids[1])
 
 
-def test_an_abort_during_a_batch_ends_the_request_and_no_other() -> None:
-    engine = make_engine(2)
-    params = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=30)
-    ids = [engine.add_request("a", sampling_params=params) for _ in range(2)]
-    step, num_steps = engine.loop.step, 0
-
-    def step_and_abort() -> list[InferenceRequest]:
-        nonlocal num_steps
-        num_steps += 1
-        if num_steps == 5:
-            engine.abort_request(ids[0])
-        return step()
-
-    engine.loop.step = step_and_abort  # type: ignore[method-assign]
-    engine.run_engine()
-    done = engine.scheduler.completed_request_pool
-    assert [done[i].status for i in ids] == [Status.CANCELLED, Status.COMPLETED]
-    assert [done[i].generated_length for i in ids] == [4, 30]
-
-
 def test_a_stream_gives_the_request_as_it_grows() -> None:
     async def read() -> list[InferenceRequest]:
         engine = make_engine()
@@ -223,19 +203,22 @@ def test_a_stream_gives_the_request_as_it_grows() -> None:
     assert all(whole.generated_tokens[: one.generated_length] == one.generated_tokens for one in snapshots)
 
 
-def test_leaving_a_stream_aborts_its_request() -> None:
-    async def leave() -> Status:
+def test_leaving_a_stream_aborts_its_request_and_no_other() -> None:
+    async def leave() -> list[InferenceRequest]:
         engine = make_engine()
         params = SamplingParams(ignore_eos=True, max_tokens=200)
         request_id = engine.add_request("a", sampling_params=params, streaming=True)
+        other = engine.add_request("b", sampling_params=params)
         run = asyncio.create_task(engine.run_engine_async())
         stream = engine.get_stream_generator(request_id)
         await anext(stream)
         await stream.aclose()
         await run
-        return engine.scheduler.completed_request_pool[request_id].status
+        return [engine.scheduler.completed_request_pool[one] for one in (request_id, other)]
 
-    assert asyncio.run(leave()) == Status.CANCELLED
+    left, other = asyncio.run(leave())
+    assert (left.status, other.status) == (Status.CANCELLED, Status.COMPLETED)
+    assert 0 < left.generated_length < other.generated_length == 200
 
 
 def test_a_stream_needs_an_event_loop_and_is_read_once() -> None:
