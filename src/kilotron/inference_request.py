@@ -167,3 +167,7 @@ class InferenceRequest:
     def tpot(self) -> float | None:
         """Seconds per token after the first."""
         return self.timings.tpot_s(len(self.generated_tokens))
+
+
+DynamicInferenceRequest = InferenceRequest
+"""Megatron's name of a request of its dynamic engine; here all engines have the same."""
