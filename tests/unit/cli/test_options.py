@@ -35,7 +35,7 @@ def test_every_engine_option_has_a_flag_or_a_reason() -> None:
 
 
 def test_every_sampling_field_has_a_flag_or_is_left_to_jsonl() -> None:
-    assert names_of(SamplingOptions) - {"logprobs"} == names_of(SamplingParams) - SAMPLING_WITHOUT_FLAG
+    assert (names_of(SamplingOptions) | names_of(BeamOptions)) - {"logprobs"} == names_of(SamplingParams) - SAMPLING_WITHOUT_FLAG
 
 
 def test_flags_left_alone_leave_the_engine_at_its_defaults() -> None:
