@@ -9,7 +9,7 @@ from typing import Any
 from kilotron.coordinator.submissions import limits_of, to_submission
 from kilotron.coordinator.wire import EngineFacts, Submission
 from kilotron.sampling_params import SamplingParams
-from kilotron.scheduling.capacity import check_capacity
+from kilotron.scheduling.capacity import check_capacity, most_generated
 from kilotron.text_generation_server.http_errors import HttpError
 from kilotron.text_generation_server.sampling_fields import SamplingFields
 from kilotron.text_generation_server.server_state import ServerState, new_request_id, owner_of
@@ -121,8 +121,7 @@ def _submission(
         raise _context_error(facts, len(ids), params.num_tokens_to_generate, place)
     request = state.intake.build(ids, params, timeout_s=caller.timeout_s, cache_salt=options.cache_salt)
     if params.num_tokens_to_generate is None:
-        # The last token generated needs no room in the cache.
-        capacity = (facts.num_blocks - 1) * facts.block_size - len(ids) + 1
+        capacity = most_generated(len(ids), params.beam_width, facts.block_size, facts.num_blocks)
         wanted = room if options.default_max_tokens is None else max(options.default_max_tokens, params.min_tokens)
         request.max_generated = min(room, wanted, max(capacity, 1))
     check_capacity(request, limits_of(facts), facts.num_blocks)
