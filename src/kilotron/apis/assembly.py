@@ -25,6 +25,7 @@ from kilotron.errors import ConfigError, SamplingParamsError
 from kilotron.kernels.interface import KernelBackend, KVShape
 from kilotron.kernels.registry import choose_backend, choose_device
 from kilotron.models.config_fields import ConfigFields
+from kilotron.models.encoder_decoder_architectures import with_generation_config
 from kilotron.models.encoder_decoder_model import EncoderDecoderModel
 from kilotron.models.gpt_model import GPTModel
 from kilotron.models.quantization.formats import find_format
@@ -132,6 +133,7 @@ def assemble(
         start_reading_ahead(_files_to_read_ahead(checkpoint))
         kernels, machine = _choose_machine(config)
         model_config = read_transformer_config(checkpoint.config, checkpoint.tensors)
+        model_config = with_generation_config(model_config, checkpoint.generation_config)
         stored_format = find_format(checkpoint.config)
         description = None if stored_format is None else stored_format.description
         facts = _model_facts(model_config)._replace(quantization=description)

@@ -127,3 +127,17 @@ class _FailsOn:
         if self._length in batch.encoder.lengths.tolist():
             raise RuntimeError("an input that it cannot read")
         return self._inner.run_one_forward_step(batch)
+
+
+@pytest.mark.parametrize(
+    ("has_encoder", "encoder_tokens"), [(True, []), (True, [5] * 300), (False, [5])], ids=["none", "long", "no encoder"]
+)
+def test_a_request_from_elsewhere_is_checked_for_its_encoder_input(
+    has_encoder: bool, encoder_tokens: list[int]
+) -> None:
+    with make_llm(make_encoder_decoder() if has_encoder else None) as llm:
+        request = llm.engine.intake.build([5, 6], PARAMS["greedy"])
+        request.encoder_tokens = encoder_tokens
+        with pytest.raises(InvalidRequestError):
+            llm.engine.add_request(request)
+        assert_nothing_is_left(llm.engine)
