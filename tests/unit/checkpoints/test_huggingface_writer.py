@@ -1,6 +1,7 @@
 """Tests of written safetensors files: the library reads them."""
 
 import io
+from math import prod
 from pathlib import Path
 
 import torch
@@ -23,9 +24,7 @@ def output(name: str, values: torch.Tensor) -> OutputTensor:
 
 @given(st.dictionaries(st.text(min_size=1, max_size=8), st.tuples(st.sampled_from(sorted(DTYPES)), SHAPES), max_size=5))
 def test_the_library_reads_any_tensors_back(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> None:
-    values = {
-        name: torch.arange(torch.Size(shape).numel()).to(DTYPES[d]).view(shape) for name, (d, shape) in tensors.items()
-    }
+    values = {name: torch.arange(prod(shape)).to(DTYPES[dtype]).view(shape) for name, (dtype, shape) in tensors.items()}
     stream = io.BytesIO()
 
     write_safetensors(DigestingStream(stream), [output(name, value) for name, value in values.items()])
