@@ -4,7 +4,7 @@ Everything is seeded: equal calls give equal models.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from kilotron.engines.request_intake import RequestIntake, RequestLimits
 from kilotron.kernels.interface import KernelBackend, KVShape, QuantizedWeight
 from kilotron.kernels.reference.backend import ReferenceBackend
 from kilotron.model_inference_wrappers.abstract_model_inference_wrapper import AbstractModelInferenceWrapper
+from kilotron.models.encoder_decoder_config import EncoderDecoderConfig
+from kilotron.models.encoder_decoder_model import EncoderDecoderModel
 from kilotron.models.gpt_model import GPTModel
 from kilotron.models.inference_batch import InferenceBatch
 from kilotron.models.layers.experts import Experts
@@ -29,7 +31,10 @@ from kilotron.scheduling.step_planner import SchedulerLimits
 from kilotron.text_generation_controllers.text_generation_controller import TextGenerationController
 from kilotron.tokenization import ByteTokenizer, Tokenizer
 
+Model = TypeVar("Model", bound=GPTModel)
+
 VOCAB_SIZE = 259  # the byte tokenizer's
+BOS_ID = 256
 EOS_ID = 257
 
 TINY_CONFIG: dict[str, Any] = {
@@ -59,7 +64,26 @@ def make_model(
     `rounding` quantizes what loading would quantize.
     """
     config = TransformerConfig(**TINY_CONFIG | {"params_dtype": dtype} | changes)
-    model = GPTModel(config, kernels or ReferenceBackend())
+    return fill_weights(GPTModel(config, kernels or ReferenceBackend()), dtype, seed, rounding)
+
+
+def make_encoder_decoder(**changes: Any) -> EncoderDecoderModel:
+    """The same with an encoder of one layer in front and T5's relative positions."""
+    own = EncoderDecoderConfig(
+        num_encoder_layers=1,
+        num_encoder_attention_heads=4,
+        encoder_ffn_hidden_size=40,
+        decoder_start_token_id=BOS_ID,
+    )
+    fields = {"encoder_decoder": own, "position_embedding_type": "relative", "num_query_groups": 4}
+    model = EncoderDecoderModel(TransformerConfig(**TINY_CONFIG | fields | changes), ReferenceBackend())
+    return fill_weights(model)
+
+
+def fill_weights(
+    model: Model, dtype: torch.dtype = torch.float32, seed: int = 0, rounding: Rounding | None = None
+) -> Model:
+    """Random weights."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -71,7 +95,7 @@ def make_model(
             if rounding is not None:
                 _round(module, rounding)
             module.pack()
-    model.decoder.pack()
+    model.pack()
     model.tie_output_layer()
     return model
 

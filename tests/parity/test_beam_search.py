@@ -78,7 +78,12 @@ def make_prompts() -> list[list[int]]:
 
 
 def beam_params(width: int, **fields: Any) -> SamplingParams:
-    defaults = {"num_return_gen": width, "max_tokens": 12, "ignore_eos": True, "stop_token_ids": END_IDS}
+    defaults: dict[str, Any] = {
+        "num_return_gen": width,
+        "max_tokens": 12,
+        "ignore_eos": True,
+        "stop_token_ids": END_IDS,
+    }
     return SamplingParams(beam_width=width, **defaults | fields)
 
 

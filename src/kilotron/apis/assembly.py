@@ -213,7 +213,7 @@ def _build(
     origin: "_Origin",
 ) -> Assembly:
     options = config.options
-    encoder = _encoder_limits(model.config, config)
+    encoder = _encoder_limits(model.config, config, tokenizer)
     shape = KVShape(
         num_layers=model.config.num_layers,
         num_blocks=config.num_blocks,
@@ -276,14 +276,20 @@ def _scheduler_limits(config: ResolvedConfig) -> SchedulerLimits:
     )
 
 
-def _encoder_limits(model: TransformerConfig, config: ResolvedConfig) -> EncoderLimits | None:
+def _encoder_limits(
+    model: TransformerConfig, config: ResolvedConfig, tokenizer: Tokenizer | None
+) -> EncoderLimits | None:
     """An encoder's input is computed in one step, together with a token of the decoder."""
     own = model.encoder_decoder
     if own is None:
         return None
+    start = own.decoder_start_token_id
+    if start is None and tokenizer is not None:
+        start = tokenizer.bos_id
     return EncoderLimits(
         max_encoder_length=min(config.max_sequence_length, config.max_tokens - 1),
-        decoder_start_token_id=own.decoder_start_token_id,
+        decoder_start_token_id=start,
+        has_fixed_start=own.decoder_start_token_id is not None,
     )
 
 

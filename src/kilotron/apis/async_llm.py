@@ -7,7 +7,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from kilotron.apis.base_llm import BaseLLM, Conversation, Params
-from kilotron.apis.prompts import as_prompts, chat_prompts, is_single_prompt, scoring_params
+from kilotron.apis.prompts import (
+    chat_prompts,
+    is_single_prompt,
+    scoring_params,
+    with_encoder_prompt,
+    with_encoder_prompts,
+)
 from kilotron.config import InferenceConfig, KVMode, ServeConfig
 from kilotron.engines.request_intake import Prompt
 from kilotron.inference_request import InferenceRequest
@@ -48,27 +54,35 @@ class MegatronAsyncLLM(BaseLLM):
         return AsyncDirectMode(model, tokenizer, config, on_progress)
 
     async def generate(
-        self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None
+        self,
+        prompts: Prompt | Sequence[Prompt] | None,
+        sampling_params: Params = None,
+        *,
+        encoder_prompts: Prompt | Sequence[Prompt] | None = None,
     ) -> InferenceRequest | list[InferenceRequest]:
-        """Continues one prompt (gives one request) or many (gives a list).
+        """Continues one prompt (gives one request) or many (gives a list); see `MegatronLLM.generate`.
 
         Raises:
             InvalidRequestError: a prompt or its params are wrong; nothing was started.
             EngineClosedError: the engine was shut down.
         """
-        requests = await self._mode.run(as_prompts(prompts), sampling_params)
-        return requests[0] if is_single_prompt(prompts) else requests
+        requests = await self._mode.run(with_encoder_prompts(prompts, encoder_prompts), sampling_params)
+        return requests[0] if is_single_prompt(encoder_prompts if prompts is None else prompts) else requests
 
     async def generate_stream(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+        self,
+        prompt: Prompt | None,
+        sampling_params: SamplingParams | None = None,
+        *,
+        encoder_prompt: Prompt | None = None,
     ) -> AsyncIterator[StreamItem]:
-        """Yields one prompt's continuation as it grows; leaving early aborts it.
+        """Yields one prompt's continuation as it grows; leaving early aborts it. For prompts see `generate`.
 
         Raises:
             InvalidRequestError: the prompt or its params are wrong.
             KilotronError: the request failed.
         """
-        async for item in self._mode.stream(prompt, sampling_params):
+        async for item in self._mode.stream(with_encoder_prompt(prompt, encoder_prompt), sampling_params):
             yield item
 
     async def chat(

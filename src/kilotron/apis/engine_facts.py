@@ -8,6 +8,7 @@ from kilotron.coordinator.wire import EngineFacts
 def read_engine_facts(assembly: Assembly) -> EngineFacts:
     """All that a front end needs to check requests, and what people want to know."""
     options, config, limits = assembly.config.options, assembly.config, assembly.engine.intake.limits
+    encoder = limits.encoder
     return EngineFacts(
         model="kilotron-tiny" if assembly.name == str(BUNDLED_MODEL) else assembly.name,
         model_hash=assembly.fingerprint,
@@ -23,4 +24,7 @@ def read_engine_facts(assembly: Assembly) -> EngineFacts:
         enable_chunked_prefill=options.enable_chunked_prefill,
         enable_prefix_caching=options.enable_prefix_caching,
         default_sampling=params_to_wire(assembly.default_sampling_params),
+        max_encoder_length=0 if encoder is None else encoder.max_encoder_length,
+        decoder_start_token_id=None if encoder is None else encoder.decoder_start_token_id,
+        has_fixed_decoder_start=encoder is None or encoder.has_fixed_start,
     )

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from kilotron.apis.base_llm import BaseLLM, Conversation, Params
-from kilotron.apis.prompts import chat_prompts, scoring_params, with_encoder_prompts
+from kilotron.apis.prompts import chat_prompts, scoring_params, with_encoder_prompt, with_encoder_prompts
 from kilotron.config import InferenceConfig, KVMode, ServeConfig
 from kilotron.engines.request_intake import Prompt
 from kilotron.inference_request import InferenceRequest
@@ -89,13 +89,19 @@ class MegatronLLM(BaseLLM):
         both = with_encoder_prompts(prompts, encoder_prompts)
         return self._mode.generate(both, sampling_params, show_progress=show_progress)
 
-    def generate_stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[StreamItem]:
-        """Yields one prompt's continuation as it grows; leaving the loop early aborts it.
+    def generate_stream(
+        self,
+        prompt: Prompt | None,
+        sampling_params: SamplingParams | None = None,
+        *,
+        encoder_prompt: Prompt | None = None,
+    ) -> Iterator[StreamItem]:
+        """Yields one prompt's continuation as it grows; leaving the loop early aborts it. For prompts see `generate`.
 
         Raises:
             InvalidRequestError: the prompt or its params are wrong.
         """
-        return self._mode.generate_stream(prompt, sampling_params)
+        return self._mode.generate_stream(with_encoder_prompt(prompt, encoder_prompt), sampling_params)
 
     def chat(
         self, messages: Conversation | Sequence[Conversation], sampling_params: Params = None, **variables: object

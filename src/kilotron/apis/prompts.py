@@ -47,15 +47,27 @@ def with_encoder_prompts(prompts: Any, encoder_prompts: Any) -> list[Prompt]:
     if encoder_prompts is None:
         return as_prompts(prompts)
     encoder_inputs = as_prompts(encoder_prompts)
-    beginnings = [None] * len(encoder_inputs) if prompts is None else as_prompts(prompts)
+    beginnings: Sequence[Prompt | None] = [None] * len(encoder_inputs) if prompts is None else as_prompts(prompts)
     if len(beginnings) != len(encoder_inputs):
         raise InvalidRequestError(
             f"{len(encoder_inputs)} encoder_prompts for {len(beginnings)} prompts; give one for each, or no prompts"
         )
-    both = zip(encoder_inputs, beginnings, strict=True)
-    if any(isinstance(one, EncoderDecoderPrompt) for pair in both for one in pair):
+    return [with_encoder_prompt(*pair) for pair in zip(beginnings, encoder_inputs, strict=True)]
+
+
+def with_encoder_prompt(prompt: Prompt | None, encoder_prompt: Prompt | None) -> Prompt:
+    """One prompt for an encoder-decoder model, if there is an encoder's; else what is given.
+
+    Raises:
+        InvalidRequestError: there is nothing, or one of the two is a pair already.
+    """
+    if encoder_prompt is None:
+        if prompt is None:
+            raise InvalidRequestError("there is no prompt; give a text or token ids")
+        return prompt
+    if isinstance(prompt, EncoderDecoderPrompt) or isinstance(encoder_prompt, EncoderDecoderPrompt):
         raise InvalidRequestError("an EncoderDecoderPrompt has its encoder_prompt already; give it as the prompt alone")
-    return [EncoderDecoderPrompt(*pair) for pair in zip(encoder_inputs, beginnings, strict=True)]  # type: ignore[arg-type]
+    return EncoderDecoderPrompt(encoder_prompt, prompt)
 
 
 def chat_prompts(tokenizer: Tokenizer | None, messages: Any, variables: Mapping[str, object]) -> list[Prompt]:

@@ -63,6 +63,38 @@ def _bart_stack(stack: str) -> dict[str, Source]:
     }
 
 
+def _megatron_stack(stack: str) -> dict[str, Source]:
+    layer = f"{stack}.layers.{{layer}}."
+    same = ("input_layernorm", "self_attention.linear_proj", "pre_mlp_layernorm", "mlp.linear_fc1", "mlp.linear_fc2")
+    return {
+        **{layer + name: Source((layer + name,)) for name in same},
+        layer + "self_attention.linear_qkv": Source((layer + "self_attention.linear_qkv",), "grouped_qkv"),
+        layer + "self_attention.relative_attention_bias": Source(
+            (f"{stack}_relative_pos_emb.relative_attention_bias",)
+        ),
+        # Both stacks look into one table.
+        f"{stack}.position_embeddings": Source(("embedding.position_embeddings",)),
+        f"{stack}.final_layernorm": Source((f"{stack}.final_layernorm",)),
+    }
+
+
+def _megatron_t5() -> WeightNames:
+    layer = "decoder.layers.{layer}."
+    same = ("pre_cross_attn_layernorm", "cross_attention.linear_q", "cross_attention.linear_proj")
+    modules = {
+        "embedding.word_embeddings": Source(("embedding.word_embeddings",)),
+        **_megatron_stack("encoder"),
+        **_megatron_stack("decoder"),
+        **{layer + name: Source((layer + name,)) for name in same},
+        # As the other, without queries.
+        layer + "cross_attention.linear_kv": Source((layer + "cross_attention.linear_kv",), "grouped_qkv"),
+        "output_layer": Source(("lm_head.output_layer",)),
+        "lm_head": Source(("lm_head.output_layer",)),
+    }
+    return WeightNames(modules, prefix="", ignored=(r"^output_layer\.", r"^position_embeddings\."))
+
+
+MEGATRON_T5 = _megatron_t5()
 T5 = _t5(is_gated=False)
 T5_GATED = _t5(is_gated=True)
 BART = WeightNames(

@@ -7,7 +7,7 @@ file only, so that nothing a pickle names is ever imported or called.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kilotron.checkpoints.mapped_file import MappedFile
 from kilotron.checkpoints.safetensors_file import TORCH_NAME_OF_DTYPE
@@ -39,6 +39,13 @@ class Inert:
     def field(self, name: str) -> Any:
         """A member that the pickled object had, None where it had none."""
         return self.state.get(name) if isinstance(self.state, dict) else None
+
+
+class AllowedName(NamedTuple):
+    """An allowed function, as it lies among the data. Not the function itself, which data could reach into."""
+
+    module: str
+    name: str
 
 
 class TorchDtype(str):
@@ -129,6 +136,16 @@ def _tensor(
     return StoredTensor(storage.file, storage.offset + start * own_bits // 8, _FORMAT_NAMES[dtype], shape, strides)
 
 
+def _rebuild_from_type(function: Any, _kind: Any, arguments: Any, _state: Any) -> StoredTensor:
+    """A tensor with attributes of its own, which are not needed."""
+    if function not in (("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter")):
+        raise RefusedPickleError("a tensor of an unknown kind")
+    tensor = (_rebuild_tensor if function[1] == "_rebuild_tensor_v2" else _rebuild_parameter)(*arguments)
+    if not isinstance(tensor, StoredTensor):
+        raise RefusedPickleError("a tensor of an unknown kind")
+    return tensor
+
+
 def _rebuild_parameter(data: Any, *_: Any) -> Any:
     return data
 
@@ -168,6 +185,11 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+def _empty_bytes() -> bytes:
+    """How protocol 2 writes bytes of length 0."""
+    return b""
+
+
 def _path(*parts: Any) -> str:
     if not all(isinstance(part, str) for part in parts) or sum(map(len, parts)) > MAX_PATH_CHARACTERS:
         raise RefusedPickleError("a path of something other than text")
@@ -201,7 +223,8 @@ _FORMAT_NAMES = {torch_name: name for name, torch_name in TORCH_NAME_OF_DTYPE.it
 _STORAGE_CLASSES = {
     "BoolStorage": "bool", "ByteStorage": "uint8", "CharStorage": "int8", "ShortStorage": "int16",
     "IntStorage": "int32", "LongStorage": "int64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
-    "FloatStorage": "float32", "DoubleStorage": "float64", "UntypedStorage": "uint8",
+    "FloatStorage": "float32", "DoubleStorage": "float64", "ComplexFloatStorage": "complex64",
+    "UntypedStorage": "uint8",
 }  # fmt: skip
 _PATH_CLASSES = ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath", "Path")
 
@@ -211,6 +234,7 @@ _TORCH_NAMES: dict[tuple[str, str], Meaning] = {
     ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_of_bytes,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
     ("torch", "Size"): _tuple,
     ("torch.serialization", "_get_layout"): _layout,
     ("torch.storage", "UntypedStorage"): StorageType(TorchDtype("uint8")),
@@ -219,6 +243,7 @@ _TORCH_NAMES: dict[tuple[str, str], Meaning] = {
 }
 _BUILTIN_NAMES: dict[str, Meaning] = {
     "dict": _dict, "list": _list, "set": _set, "frozenset": _set, "tuple": _tuple, "getattr": _member,
+    "bytes": _empty_bytes,
 }  # fmt: skip
 
 ALLOWED: Mapping[tuple[str, str], Meaning] = {

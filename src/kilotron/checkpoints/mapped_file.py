@@ -119,6 +119,8 @@ class MappedFile:
             with self.file.open("rb") as stream:
                 if FileIdentity.of(stream.fileno()) != self.identity:
                     raise broken(self.file, expected="the file that was checked", found="one that has changed since")
+                if self.identity.num_bytes == 0:
+                    raise broken(self.file, expected="content", found="an empty file")
                 flags = mmap.MAP_PRIVATE | MAP_NORESERVE
                 return mmap.mmap(stream.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
         except OSError as error:

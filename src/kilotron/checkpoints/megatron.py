@@ -3,6 +3,7 @@
 Tensors have one name each, see `megatron_names.py`, and are whole however they were cut when they were saved.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -31,6 +32,7 @@ COMMON_FILE = "common.pt"
 COMMON_OBJECT = "common_state/shard_0_1"
 ARGS_OBJECT = "args"  # of torch_dcp
 NEMO_FOLDER = "context"
+FSDP_NAME = re.compile(r"^model\.module\.|\.(weight|bias)_[wv]$")
 
 
 class MegatronCheckpoint(Checkpoint):
@@ -52,6 +54,7 @@ class MegatronCheckpoint(Checkpoint):
         self.iteration = found.iteration
         self._tensors: Mapping[str, ShardedTensor] = tensors
         self._files = files
+        self._paths = {piece.stored.path for tensor in tensors.values() for piece in tensor.pieces}
 
     @classmethod
     def open(cls, source: str | Path) -> Self:
@@ -70,7 +73,7 @@ class MegatronCheckpoint(Checkpoint):
 
     def list_files(self) -> list[Path]:
         """All files that hold a piece of any tensor."""
-        return sorted({piece.stored.path for tensor in self._tensors.values() for piece in tensor.pieces})
+        return sorted(self._paths)
 
     def read(self, name: str) -> "torch.Tensor":
         """The whole tensor: a view of its file where it lies in one piece there, else a copy."""
@@ -100,6 +103,11 @@ def _read_legacy(folder: Path) -> _Content:
 
 def _read_distributed(found: MegatronFolder) -> _Content:
     checkpoint = DistributedCheckpoint(found.folder, _is_wanted)
+    if found.format == "torch_dcp" and any(FSDP_NAME.search(name) for name in checkpoint.tensors):
+        raise CheckpointError(
+            f"{found.folder} is a checkpoint of Megatron-FSDP (fsdp_dtensor), which is not read: load it with Megatron "
+            "and save it with --ckpt-format torch_dist"
+        )
     return _read_args(checkpoint), canonical_tensors(checkpoint.tensors), checkpoint.files
 
 

@@ -17,12 +17,13 @@ from kilotron.errors import CheckpointError
 
 TRACKER_FILE = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
+NEMO_WEIGHTS = "weights"
 MAX_ENTRIES = 100_000
 MAX_TRACKER_BYTES = 100
 MAX_NAMED = 5
-ITERATION = re.compile(r"iter_(\d+)")
-RANK = re.compile(r"mp_rank_\d+.*")
-WEIGHTS = re.compile(r"mp_rank_\d+.*|\.metadata|.*\.distcp")
+ITERATION = re.compile(r"iter_(\d{1,18})", re.ASCII)
+RANK = re.compile(r"mp_rank_\d+(_\d+)*")
+WEIGHTS = re.compile(r"mp_rank_\d+(_\d+)*|\.metadata|.*\.distcp")
 
 Format = Literal["torch_dist", "torch", "torch_dcp"]
 
@@ -39,7 +40,7 @@ class MegatronFolder:
 
 def is_megatron_folder(path: Path) -> bool:
     """Whether a folder looks like a Megatron checkpoint: one iteration, or the folder above several."""
-    return _has_weights(path) or _has_weights(path / "weights") or bool(_saved(path)) or _has(path, TRACKER_FILE)
+    return _has_weights(path) or _has_weights(path / NEMO_WEIGHTS) or bool(_saved(path)) or _has(path, TRACKER_FILE)
 
 
 def find_megatron_folder(path: Path) -> MegatronFolder:
@@ -49,16 +50,23 @@ def find_megatron_folder(path: Path) -> MegatronFolder:
         BrokenCheckpointError: the tracker names an iteration that is not there; says which are.
         CheckpointError: it is of a Megatron format that is not read here; says how to convert it.
     """
-    for folder in (path, path / "weights"):
+    for folder in (path, path / NEMO_WEIGHTS):
         if _has_weights(folder):
             return _describe(folder)
-    tracker = path / TRACKER_FILE
     if _has(path, TRACKER_FILE):
-        return _describe(_tracked(tracker))
+        return _describe(_tracked(path / TRACKER_FILE))
     saved = _saved(path)
     if not saved:
         raise broken(path, expected=f"{TRACKER_FILE}, iter_* or mp_rank_*", found="none of them")
-    return find_megatron_folder(path / saved[-1]) if _has(path / saved[-1], "weights") else _describe(path / saved[-1])
+    return _describe(path / saved[-1])
+
+
+def folder_around(path: Path) -> Path | None:
+    """The checkpoint's folder that a file or a rank's folder inside of it is a part of, if it is."""
+    inner = path if path.is_dir() else path.parent
+    if RANK.fullmatch(inner.name):
+        return inner.parent
+    return inner if inner is not path and _has_weights(inner) else None
 
 
 def _tracked(tracker: Path) -> Path:
@@ -67,12 +75,10 @@ def _tracked(tracker: Path) -> Path:
             text = stream.read(MAX_TRACKER_BYTES).decode("ascii", "replace").strip()
     except OSError as error:
         raise unreadable(tracker, error) from error
-    if text != RELEASE and not (text.isdecimal() and text.isascii()):
+    if text != RELEASE and not (text.isascii() and text.isdecimal() and len(text) <= 18):
         raise broken(tracker, expected=f"an iteration's number or {RELEASE!r}", found=shown(text))
     saved = _saved(tracker.parent)
-    name = (
-        text if text == RELEASE else next((one for one in saved if _number(one) == int(text)), f"iter_{int(text):07d}")
-    )
+    name = text if text == RELEASE else f"iter_{int(text):07d}"
     if name not in saved:
         named = ", ".join(saved[-MAX_NAMED:]) or "none"
         found = f"no such folder; there are: {named}" if saved else "no such folder, and no other"
@@ -81,21 +87,16 @@ def _tracked(tracker: Path) -> Path:
 
 
 def _saved(path: Path) -> list[str]:
-    """The iterations of a folder, the newest last; a release only counts if it is alone."""
+    """The iterations of a folder, the newest last; a release comes before all of them."""
     entries = _entries(path)
-    iterations = sorted((name for name in entries if ITERATION.fullmatch(name)), key=_number)
+    iterations = sorted((name for name in entries if ITERATION.fullmatch(name)), key=lambda name: int(name[5:]))
     return ([RELEASE] if RELEASE in entries and (path / RELEASE).is_dir() else []) + iterations
-
-
-def _number(name: str) -> int:
-    match = ITERATION.fullmatch(name)
-    return int(match[1][-18:]) if match else -1
 
 
 def _describe(folder: Path) -> MegatronFolder:
     entries = _entries(folder)
-    iteration = _number(folder.parent.name if folder.name == "weights" else folder.name)
-    known = iteration if iteration >= 0 else None
+    match = ITERATION.fullmatch(folder.name)
+    known = int(match[1]) if match else None
     if any(RANK.fullmatch(name) for name in entries):
         return MegatronFolder(folder, "torch", known)
     if "metadata.json" in entries:

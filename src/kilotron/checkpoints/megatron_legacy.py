@@ -6,7 +6,7 @@ Gives whole tensors under canonical names. Optimizer states in the same files ar
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -16,20 +16,20 @@ from kilotron.checkpoints.damage import broken, shown, unreadable
 from kilotron.checkpoints.inert_values import Inert, StoredTensor
 from kilotron.checkpoints.mapped_file import MappedFiles
 from kilotron.checkpoints.megatron_args import plain_args
-from kilotron.checkpoints.megatron_names import canonical_name, is_weight
+from kilotron.checkpoints.megatron_names import canonical_name, drop_duplicates, is_weight
 from kilotron.checkpoints.sharded_tensor import ShardedTensor
 from kilotron.checkpoints.torch_archive import read_torch_archive
 from kilotron.errors import CheckpointError
 
 WEIGHTS_FILE = "model_optim_rng.pt"
 RANK_FOLDER = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
-LAYER = re.compile(r"(.*\blayers)\.(\d+)\.(.*)")
-EXPERT = re.compile(r"(.*\.local_experts)\.(\d+)\.(.*)")
+LAYER = re.compile(r"(.*\blayers)\.(\d{1,9})\.(.*)", re.ASCII)
+EXPERT = re.compile(r"(.*\.local_experts)\.(\d{1,9})\.(.*)", re.ASCII)
 
 # How tensor parallelism cuts a tensor; what is not named here is whole on every rank.
 ROWS = re.compile(
     r"(word_embeddings|output_layer|linear_qkv|linear_q|linear_kv|linear_q_proj|linear_q_up_proj|linear_kv_up_proj"
-    r"|linear_fc1)\.(weight|bias)$|softmax_offset$"
+    r"|linear_fc1|eh_proj)\.(weight|bias)$|softmax_offset$"
 )
 COLUMNS = re.compile(r"(linear_proj|linear_fc2)\.weight$")
 DOWN_PROJECTION = re.compile(r"linear_(q|kv)_down_proj\.weight$")  # cut by local layers, whole with others
@@ -49,6 +49,7 @@ class _Sizes:
 
     tensor: int
     pipeline: int
+    expert: int
     expert_tensor: int
     latent_rows: Mapping[str, int]
     """Rows of the down projections of multi-latent attention."""
@@ -65,12 +66,14 @@ class _Sizes:
 
         tensor = count("tensor_model_parallel_size", 1)
         rows = {"q": count("q_lora_rank", 0), "kv": count("kv_lora_rank", 0) + count("qk_pos_emb_head_dim", 0)}
-        pipeline = count("pipeline_model_parallel_size", 1)
-        return cls(tensor, pipeline, count("expert_tensor_parallel_size", tensor), rows)
+        pipeline, expert = count("pipeline_model_parallel_size", 1), count("expert_model_parallel_size", 1)
+        return cls(tensor, pipeline, expert, count("expert_tensor_parallel_size", tensor), rows)
 
     @property
     def description(self) -> str:
-        return f"{self.tensor} tensor-parallel by {self.pipeline} pipeline ranks, as the saved arguments say"
+        ranks = f"{self.tensor} tensor-parallel by {self.pipeline} pipeline ranks"
+        experts = f", and {self.expert} of experts" if self.expert > 1 else ""
+        return f"{ranks}{experts}, as the saved arguments say"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +127,14 @@ class LegacyCheckpoint:
 
     def _check_ranks(self, ranks: Mapping[Rank, str]) -> None:
         sizes = self._sizes
-        found = {(rank.pipeline, rank.tensor) for rank in ranks}
-        for stage in range(sizes.pipeline):  # stops at the first that is missing, however many there should be
-            for tensor in range(sizes.tensor):
-                if (stage, tensor) not in found:
-                    name = f"mp_rank_{tensor:02d}" + (f"_{stage:03d}" if sizes.pipeline > 1 else "")
-                    raise broken(self._path(name), expected=sizes.description, found="no such file")
+        if missing := _first_missing({rank[:2] for rank in ranks}, sizes.pipeline, sizes.tensor):
+            name = f"mp_rank_{missing[1]:02d}" + (f"_{missing[0]:03d}" if sizes.pipeline > 1 else "")
+            raise broken(self._path(name), expected=sizes.description, found="no such file")
+        if missing := _first_missing({(rank.pipeline, rank.expert) for rank in ranks}, sizes.pipeline, sizes.expert):
+            found = f"no expert rank {missing[1]} in pipeline stage {missing[0]}"
+            raise broken(self.folder, expected=sizes.description, found=found)
         for rank, name in ranks.items():
-            if rank.pipeline >= sizes.pipeline or rank.tensor >= sizes.tensor:
+            if rank.pipeline >= sizes.pipeline or rank.tensor >= sizes.tensor or rank.expert >= sizes.expert:
                 raise broken(self._path(name), expected=sizes.description, found="one more rank")
 
     def _merge(self, contents: Mapping[Rank, dict[Any, Any]]) -> dict[str, ShardedTensor]:
@@ -145,7 +148,9 @@ class LegacyCheckpoint:
                     shards.setdefault(name, {}).setdefault((rank.tensor, rank.expert), shard)
         if self._sizes.pipeline > 1 and not self.args.get("untie_embeddings_and_output_weights", False):
             shards.pop("output_layer.weight", None)  # the last stage's copy of the embedding
-        return {name: self._merged(name, by_rank) for name, by_rank in shards.items()}
+        tensors = {name: self._merged(name, by_rank) for name, by_rank in shards.items()}
+        drop_duplicates(tensors)
+        return tensors
 
     def _chunks_in_order(self, contents: Mapping[Rank, dict[Any, Any]]) -> Iterator[dict[Rank, dict[str, Any]]]:
         """The parts of the model in the order of its layers. With virtual stages, each rank holds several parts."""
@@ -229,6 +234,12 @@ class LegacyCheckpoint:
         if match := DOWN_PROJECTION.search(name):
             return None if tensor.shape[:1] == (self._sizes.latent_rows[match[1]],) else 0
         return None
+
+
+def _first_missing(found: Collection[tuple[int, int]], num_stages: int, num_ranks: int) -> tuple[int, int] | None:
+    """Looks at no more pairs than there are files and one more, however many there should be."""
+    pairs = ((stage, rank) for stage in range(num_stages) for rank in range(num_ranks))
+    return next((pair for pair in pairs if pair not in found), None)
 
 
 def _joined(name: str, shards: Sequence[_Shard], axis: int) -> ShardedTensor:

@@ -67,10 +67,15 @@ def canonical_tensors(stored: Mapping[str, ShardedTensor]) -> dict[str, ShardedT
             tensors[canonical] = part
     for name in [name for name in tensors if name.endswith(GATE)]:
         _join_halves(tensors, name)
+    drop_duplicates(tensors)
+    return tensors
+
+
+def drop_duplicates(tensors: dict[str, ShardedTensor]) -> None:
+    """Leaves one of tensors that are stored under two names."""
     for duplicate, name in _DUPLICATES.items():
         if name in tensors:
             tensors.pop(duplicate, None)
-    return tensors
 
 
 def _join_halves(tensors: dict[str, ShardedTensor], gate_name: str) -> None:

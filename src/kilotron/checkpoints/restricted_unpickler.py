@@ -8,11 +8,12 @@ stand-in, and calling such a thing makes another one. So no pickle, whatever it 
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from kilotron.checkpoints.damage import broken, shown
 from kilotron.checkpoints.inert_values import (
     ALLOWED,
+    AllowedName,
     Inert,
     RefusedPickleError,
     StorageType,
@@ -52,13 +53,6 @@ def read_pickle(data: bytes, *, file: Path, find_storage: FindStorage | None = N
     raise broken(file, expected="a pickle of plain values", found=f"{found} at byte {machine.position} of it")
 
 
-class _ClassName(NamedTuple):
-    """An allowed name on the stack. Not the function itself, so that no part of the program lies among the data."""
-
-    module: str
-    name: str
-
-
 class _Machine:
     """The stack, the memo, and one method for each group of opcodes. Nothing here recurses."""
 
@@ -94,6 +88,11 @@ class _Machine:
             raise RefusedPickleError(f"{count} more bytes announced than it has")
         self.position = end
         return self.data[start:end]
+
+    def take_byte(self) -> int:
+        value = self.data[self.position]
+        self.position += 1
+        return value
 
     def take_number(self, count: int) -> int:
         return int.from_bytes(self.take(count), "little")
@@ -186,7 +185,7 @@ class _Machine:
         if isinstance(meaning, TorchDtype | StorageType):
             self.push(meaning)
         else:
-            self.push(Inert(f"{module}.{name}") if meaning is None else _ClassName(module, name))
+            self.push(Inert(f"{module}.{name}") if meaning is None else AllowedName(module, name))
 
     def call(self) -> None:
         arguments, target = self.stack.pop(), self.stack.pop()
@@ -195,7 +194,7 @@ class _Machine:
         if isinstance(target, Inert):
             self.push(Inert(target.name, arguments))
             return
-        constructor = ALLOWED[target] if isinstance(target, _ClassName) else None
+        constructor = ALLOWED[target] if isinstance(target, AllowedName) else None
         if constructor is None or isinstance(constructor, TorchDtype | StorageType):
             raise RefusedPickleError(f"a call of a {type(target).__name__}")
         self.spend(sum(len(argument) for argument in arguments if hasattr(argument, "__len__")))
@@ -251,7 +250,7 @@ ACTIONS: dict[int, Callable[[_Machine], None]] = {
     0x88: lambda machine: machine.push(True),
     0x89: lambda machine: machine.push(False),
     ord("J"): lambda machine: machine.push(int.from_bytes(machine.take(4), "little", signed=True)),
-    ord("K"): lambda machine: machine.push(machine.take_number(1)),
+    ord("K"): lambda machine: machine.push(machine.take_byte()),
     ord("M"): lambda machine: machine.push(machine.take_number(2)),
     0x8A: lambda machine: machine.integer(1),
     0x8B: lambda machine: machine.integer(4),
@@ -261,7 +260,7 @@ ACTIONS: dict[int, Callable[[_Machine], None]] = {
     0x8D: lambda machine: machine.text(8),
     ord("U"): lambda machine: machine.old_text(1),
     ord("T"): lambda machine: machine.old_text(4),
-    ord("C"): lambda machine: machine.push(machine.take(machine.take_number(1))),
+    ord("C"): lambda machine: machine.push(machine.take(machine.take_byte())),
     ord("B"): lambda machine: machine.push(machine.take(machine.take_number(4))),
     0x8E: lambda machine: machine.push(machine.take(machine.take_number(8))),
     0x96: lambda machine: machine.push(machine.take(machine.take_number(8))),  # a bytearray
@@ -288,10 +287,10 @@ ACTIONS: dict[int, Callable[[_Machine], None]] = {
     0x92: _Machine.call_with_keywords,
     ord("b"): _Machine.build,
     ord("Q"): _Machine.storage,
-    ord("q"): lambda machine: machine.remember(machine.take_number(1)),
+    ord("q"): lambda machine: machine.remember(machine.take_byte()),
     ord("r"): lambda machine: machine.remember(machine.take_number(4)),
     0x94: lambda machine: machine.remember(len(machine.memo)),
-    ord("h"): lambda machine: machine.push(machine.memo[machine.take_number(1)]),
+    ord("h"): lambda machine: machine.push(machine.memo[machine.take_byte()]),
     ord("j"): lambda machine: machine.push(machine.memo[machine.take_number(4)]),
 }
 """What each opcode does. Of the textual ones of protocol 0 none is here, nor are extensions and buffers outside."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kilotron.checkpoints.damage import broken, shown
 from kilotron.checkpoints.hub_snapshot import CONFIG_FILE, find_hub_snapshot
-from kilotron.checkpoints.megatron_folder import is_megatron_folder
+from kilotron.checkpoints.megatron_folder import folder_around, is_megatron_folder
 from kilotron.errors import CheckpointError, CheckpointNotFoundError
 
 __all__ = ["CONFIG_FILE", "check_local_folder", "find_checkpoint_folder", "is_huggingface_folder"]
@@ -85,6 +85,8 @@ def _entries(folder: Path) -> list[str]:
 
 
 def _explain_file(path: Path) -> CheckpointError:
+    if (around := folder_around(path)) is not None:
+        return CheckpointError(f"{path} is a part of a Megatron checkpoint; give its folder, {around}")
     if path.suffix == ".gguf":
         return _gguf_error(path)
     if path.suffix in PICKLE_ENDINGS:
@@ -95,6 +97,8 @@ def _explain_file(path: Path) -> CheckpointError:
 def _refuse_other_formats(folder: Path) -> None:
     if is_huggingface_folder(folder):
         return
+    if (around := folder_around(folder)) is not None:
+        raise CheckpointError(f"{folder} is one rank's part of a Megatron checkpoint; give its folder, {around}")
     entries = _entries(folder)
     if "adapter_config.json" in entries:
         raise CheckpointError(

@@ -134,7 +134,7 @@ class _Workload:
 
 def _throughput_figures(requests: "Sequence[InferenceRequest]") -> dict[str, Any]:
     wall_s = max(_at(request.timings.finished) for request in requests) - min(r.timings.arrival for r in requests)
-    num_prompt = sum(request.prompt_length for request in requests)
+    num_prompt = sum(request.prompt_length + len(request.encoder_tokens) for request in requests)
     num_output = sum(request.generated_length for request in requests)
     return {
         "wall_s": wall_s,

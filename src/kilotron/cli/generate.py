@@ -80,7 +80,7 @@ def _prepare(loaded: LoadedModel, source: PromptSource, asked: dict[str, object]
 
 def _stream(loaded: LoadedModel, prompt: ReadyPrompt, *, echo: bool) -> None:
     engine, out = loaded.llm.engine, sys.stdout
-    request = engine.build_streaming(prompt.tokens, prompt.params)
+    request = engine.build_streaming(prompt.prompt, prompt.params)
     pieces = stream_text(engine, request)
     try:
         out.write(dim(prompt.shown, out) if echo else "")
@@ -102,8 +102,8 @@ def _generate_all(loaded: LoadedModel, prompts: list[ReadyPrompt], *, is_json: b
     from kilotron.cli.result_json import describe_request
 
     llm = loaded.llm
-    tokens, params = [prompt.tokens for prompt in prompts], [prompt.params for prompt in prompts]
-    requests = llm.generate(tokens, params, show_progress=loaded.run.progress)
+    inputs, params = [prompt.prompt for prompt in prompts], [prompt.params for prompt in prompts]
+    requests = llm.generate(inputs, params, show_progress=loaded.run.progress)
     loaded.mark("generation")
     exit_code = 0
     for index, (prompt, request) in enumerate(zip(prompts, requests, strict=True), start=1):

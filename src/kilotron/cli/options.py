@@ -76,7 +76,7 @@ class PromptOptions:
         Path | None,
         flag(
             'A prompt per line, or .jsonl with {"prompt": ...}, {"prompt_token_ids": [...]} or {"messages": [...]}, '
-            'and per line "id" and sampling fields; - reads standard input.',
+            'and per line "id", "encoder_prompt" and sampling fields; - reads standard input.',
             "--prompt-file",
             "-f",
             allow_leading_hyphen=True,
@@ -84,6 +84,14 @@ class PromptOptions:
     ] = None
     whole_file: Annotated[bool, switch("The file is one prompt, newlines and all.")] = False
     prompt_ids: Annotated[Sequence[str], many('A prompt as token ids: "1,2,3".', **TEXT)] = ()
+    encoder_prompt: Annotated[
+        Sequence[str],
+        many(
+            "For encoder-decoder models: what the encoder reads, once for each prompt, with which the decoder then "
+            "begins; or without prompts.",
+            **TEXT,
+        ),
+    ] = ()
 
 
 @Parameter(name="*", group=_SERVER)

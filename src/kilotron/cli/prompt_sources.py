@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ class PromptSource:
     """For error messages: "prompt 2", "file.jsonl line 3"."""
     prompt: str | Sequence[int] | None = None
     messages: Sequence[Mapping[str, object]] | None = None
+    encoder_prompt: str | None = None
+    """What an encoder reads beside the prompt; without it an encoder reads the prompt itself."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """Sampling fields of this prompt alone."""
     id: object = None
@@ -44,6 +46,7 @@ def read_prompts(options: PromptOptions, *, command: str) -> list[PromptSource]:
     texts = [_read_stdin() if text == _STDIN else text for text in options.prompt]
     sources = [PromptSource(where=f"prompt {index}", prompt=text) for index, text in enumerate(texts, start=1)]
     sources += [PromptSource(where=f"--prompt-ids {ids}", prompt=_parse_ids(ids)) for ids in options.prompt_ids]
+    sources = _with_encoder_prompts(sources, options.encoder_prompt)
     if options.prompt_file is not None:
         sources += _read_file(options.prompt_file, is_whole=options.whole_file)
     elif options.whole_file:
@@ -56,6 +59,19 @@ def read_prompts(options: PromptOptions, *, command: str) -> list[PromptSource]:
             f"or pipe text into kilotron {command}"
         )
     return [PromptSource(where="standard input", prompt=_read_stdin())]
+
+
+def _with_encoder_prompts(sources: list[PromptSource], encoder_prompts: Sequence[str]) -> list[PromptSource]:
+    """One for each prompt, or prompts of nothing where there are none."""
+    if not encoder_prompts:
+        return sources
+    if not sources:
+        sources = [PromptSource(where=f"encoder prompt {index + 1}") for index in range(len(encoder_prompts))]
+    if len(sources) != len(encoder_prompts):
+        raise UsageError(
+            f"{len(encoder_prompts)} --encoder-prompt for {len(sources)} prompts; give one for each, or no prompts"
+        )
+    return [replace(source, encoder_prompt=text) for source, text in zip(sources, encoder_prompts, strict=True)]
 
 
 def _read_stdin() -> str:
@@ -96,9 +112,13 @@ def _parse_line(where: str, line: str) -> PromptSource:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
         raise UsageError(f"{where} is not JSON: {error}") from error
-    if not isinstance(fields, dict) or sum(form in fields for form in _FORMS) != 1:
+    has_encoder = isinstance(fields, dict) and "encoder_prompt" in fields
+    num_forms = sum(form in fields for form in _FORMS) if isinstance(fields, dict) else 0
+    if num_forms > 1 or (num_forms == 0 and not has_encoder):
         raise UsageError(f"{where} must be a JSON object with one of {', '.join(_FORMS)}")
-    sampling = {name: value for name, value in fields.items() if name not in (*_FORMS, "id")}
+    if has_encoder and not isinstance(fields["encoder_prompt"], str):
+        raise UsageError(f"{where}: encoder_prompt must be a text")
+    sampling = {name: value for name, value in fields.items() if name not in (*_FORMS, "id", "encoder_prompt")}
     try:
         SamplingParams.from_dict(sampling)
     except SamplingParamsError as error:
@@ -109,7 +129,14 @@ def _parse_line(where: str, line: str) -> PromptSource:
     if "prompt_token_ids" in fields and not isinstance(prompt, list):
         raise UsageError(f"{where}: prompt_token_ids must be a list of whole numbers")
     messages = fields.get("messages")
-    return PromptSource(where=where, prompt=prompt, messages=messages, sampling=sampling, id=fields.get("id"))
+    return PromptSource(
+        where=where,
+        prompt=prompt,
+        messages=messages,
+        encoder_prompt=fields.get("encoder_prompt"),
+        sampling=sampling,
+        id=fields.get("id"),
+    )
 
 
 def _parse_ids(text: str) -> list[int]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kilotron.cli.prompt_sources import PromptSource
+from kilotron.engines.encoder_intake import EncoderDecoderPrompt
+from kilotron.engines.request_intake import Prompt
 from kilotron.errors import InvalidRequestError
 from kilotron.sampling_params import SamplingParams
 
@@ -20,7 +22,10 @@ class ReadyPrompt:
     """A prompt ready for the engine."""
 
     source: PromptSource
+    prompt: Prompt
+    """What the engine takes."""
     tokens: list[int]
+    """Of the user's own text or ids."""
     text: str
     """The user's own text, or the text of the ids."""
     shown: str
@@ -37,16 +42,24 @@ def make_ready(
         ChatTemplateError: it is a conversation, and the model has no template or it refuses the messages.
         InvalidRequestError: it cannot be encoded.
     """
+    has_encoder = llm.engine.intake.limits.encoder is not None
     try:
         tokens = _encode(llm, source, is_chat=is_chat, add_bos=params.add_BOS)
     except InvalidRequestError as error:
         raise type(error)(f"{source.where}: {error}") from error
     if params.num_tokens_to_generate is None and params.num_tokens_total is None:
-        room = llm.config.max_sequence_length - len(tokens)
+        # A prompt alone is read by the encoder, if there is one, and the decoder begins with its start token.
+        is_encoded = has_encoder and source.encoder_prompt is None
+        room = llm.config.max_sequence_length - (1 if is_encoded else len(tokens) + has_encoder)
         if room > 0:  # else the engine says what is wrong
             params.num_tokens_to_generate = min(max(DEFAULT_MAX_TOKENS, params.min_tokens), room)
     text = _text(llm, source, tokens)
-    return ReadyPrompt(source, tokens, text, f"{text}\n" if is_chat else text, params)
+    prompt: Prompt = tokens
+    if source.encoder_prompt is not None:
+        prompt = EncoderDecoderPrompt(source.encoder_prompt, tokens)
+    is_continued = not has_encoder or source.encoder_prompt is not None
+    shown = f"{text}\n" if is_chat or not is_continued else text
+    return ReadyPrompt(source, prompt, tokens, text, shown, params)
 
 
 @contextmanager
@@ -57,7 +70,7 @@ def naming_prompts(llm: "MegatronLLM", prompts: Sequence[ReadyPrompt]) -> Iterat
     except InvalidRequestError:
         for prompt in prompts:
             try:
-                llm.engine.build_all([prompt.tokens], prompt.params)
+                llm.engine.build_all([prompt.prompt], prompt.params)
             except InvalidRequestError as error:
                 raise type(error)(f"{prompt.source.where}: {error}") from error
         raise
@@ -71,6 +84,8 @@ def _encode(llm: "MegatronLLM", source: PromptSource, *, is_chat: bool, add_bos:
         messages = [{"role": "user", "content": source.prompt}]
     if messages is not None:
         return list(chat_prompts(llm.tokenizer, messages, {})[0])  # type: ignore[arg-type]
+    if isinstance(source.prompt, str) and source.encoder_prompt is not None and llm.tokenizer is not None:
+        return llm.tokenizer.tokenize(source.prompt, add_special_tokens=False)
     if isinstance(source.prompt, str):
         return llm.controller.tokenize_prompt(source.prompt, add_BOS=add_bos)
     return list(source.prompt or ())

@@ -13,6 +13,8 @@ def describe_request(
     """One prompt's result; with n > 1 the continuations stand in `choices`."""
     result: dict[str, Any] = {} if prompt_id is None else {"id": prompt_id}
     result |= {"prompt": prompt, "prompt_token_ids": request.prompt_tokens}
+    if request.encoder_tokens:
+        result |= {"encoder_prompt": request.encoder_prompt, "encoder_token_ids": request.encoder_tokens}
     if request.prompt_log_probs is not None:
         tokens, log_probs = request.prompt_tokens[1:], request.prompt_log_probs
         result["prompt_logprobs"] = describe_tokens(tokens, log_probs, request.prompt_top_n_ids, tokenizer)

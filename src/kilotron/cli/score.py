@@ -58,8 +58,8 @@ def _score_all(loaded: LoadedModel, sources: list[PromptSource], *, top: int, is
     params = scoring_params(top)
     prompts = [make_ready(loaded.llm, source, params) for source in sources]
     with naming_prompts(loaded.llm, prompts):
-        tokens = [prompt.tokens for prompt in prompts]
-        requests = loaded.llm.generate(tokens, params, show_progress=loaded.run.progress)
+        inputs = [prompt.prompt for prompt in prompts]
+        requests = loaded.llm.generate(inputs, params, show_progress=loaded.run.progress)
     loaded.mark("scoring")
     exit_code = 0
     for prompt, request in zip(prompts, requests, strict=True):

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Sequence
 
 from kilotron.coordinator.request_errors import from_wire
 from kilotron.coordinator.service_client import OutputStream, ServiceClient
-from kilotron.coordinator.submissions import limits_of, take_in, to_submission
+from kilotron.coordinator.submissions import limits_of, request_limits_of, take_in, to_submission
 from kilotron.coordinator.wire import EngineFacts, Output
-from kilotron.engines.request_intake import Prompt, RequestIntake, RequestLimits, spread_params
+from kilotron.engines.request_intake import Prompt, RequestIntake, spread_params
 from kilotron.errors import KilotronError, SamplingParamsError
 from kilotron.inference_request import InferenceRequest, Status
 from kilotron.sampling_params import SamplingParams
@@ -40,15 +40,10 @@ class RemoteRequests:
         *,
         random_seed: int | None = None,
     ) -> None:
-        limits = RequestLimits(
-            vocab_size=facts.vocab_size,
-            max_sequence_length=facts.max_sequence_length,
-            eos_ids=frozenset(facts.eos_ids),
-        )
         self._client = client
         self._facts = facts
         self._tokenizer = tokenizer
-        self._intake = RequestIntake(PlainPromptTokenizer(tokenizer), limits, random_seed=random_seed)
+        self._intake = RequestIntake(PlainPromptTokenizer(tokenizer), request_limits_of(facts), random_seed=random_seed)
         self._running: set[InferenceRequest] = set()
         self.num_tokens_generated = 0
         self.num_requests_finished = 0
@@ -145,7 +140,7 @@ class RemoteRequests:
             if self._tokenizer is not None:  # what can be made from the ids here need not travel
                 complete_tables(choice, self._tokenizer)
             if not choice.sampling_params.return_prompt_tokens:
-                choice.prompt_tokens = []
+                choice.prompt_tokens, choice.encoder_tokens = [], []
 
 
 def _fail(request: InferenceRequest, error: KilotronError) -> None:

@@ -10,10 +10,13 @@ from typing import Any
 
 from kilotron.coordinator.request_errors import from_wire, to_wire
 from kilotron.coordinator.wire import EngineFacts, Finish, Output, Submission
+from kilotron.engines.encoder_intake import EncoderLimits
+from kilotron.engines.request_intake import RequestLimits
 from kilotron.errors import InvalidRequestError, TokenOutOfRangeError
 from kilotron.inference_request import InferenceRequest, RequestTimings, Status
 from kilotron.sampling.random_uniform import derive_seed
 from kilotron.sampling_params import SamplingParams
+from kilotron.scheduling.cross_blocks import CrossBlocks
 from kilotron.scheduling.prefix_cache import chain_root, chain_value
 from kilotron.scheduling.step_planner import SchedulerLimits
 from kilotron.text_generation_controllers.stream_item import StreamItem
@@ -48,6 +51,7 @@ def to_submission(
     return Submission(
         request_id=request_id,
         prompt_tokens=request.prompt_tokens,
+        encoder_tokens=request.encoder_tokens,
         params=params_to_wire(request.sampling_params),
         max_generated=request.max_generated,
         seed=request.seed,
@@ -55,7 +59,7 @@ def to_submission(
         bad_word_ids=[list(ids) for ids in request.bad_word_ids],
         cache_salt=request.cache_salt,
         timeout_s=None if request.deadline is None else max(request.deadline - now, 0.0),
-        block_hashes=block_hashes(request.prompt_tokens, request.cache_salt, block_size) if block_size else [],
+        block_hashes=_routing_hashes(request, block_size) if block_size else [],
         owner=owner,
         idempotency_key=idempotency_key,
     )
@@ -72,7 +76,8 @@ def to_request(submission: Submission, first_id: int, vocab_size: int) -> Infere
         params.streaming_interval = _WHOLE
     if not submission.prompt_tokens:
         raise InvalidRequestError("a submission without prompt tokens")
-    for token_ids in (submission.prompt_tokens, submission.end_ids, *submission.bad_word_ids):
+    inputs = (submission.prompt_tokens, submission.encoder_tokens)
+    for token_ids in (*inputs, submission.end_ids, *submission.bad_word_ids):
         if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
             raise TokenOutOfRangeError(f"a submission with token ids outside the vocabulary of {vocab_size}")
     now = time.monotonic()
@@ -82,6 +87,7 @@ def to_request(submission: Submission, first_id: int, vocab_size: int) -> Infere
             InferenceRequest(
                 request_id=first_id + index,
                 prompt_tokens=submission.prompt_tokens,
+                encoder_tokens=submission.encoder_tokens,
                 sampling_params=params,
                 timings=RequestTimings(now),
                 max_generated=submission.max_generated,
@@ -156,6 +162,14 @@ def params_to_wire(params: SamplingParams) -> dict[str, Any]:
     return {name: _plain(value) for name, value in values.items() if value != _DEFAULTS[name]}
 
 
+def _routing_hashes(request: InferenceRequest, block_size: int) -> list[bytes]:
+    """What a replica should have cached for the request: its prompt's beginning, or its encoder's output."""
+    if request.encoder_tokens:
+        chains = CrossBlocks(request.cache_salt, request.encoder_tokens, block_size).chains[1:]
+        return chains[:_MOST_ROUTING_BLOCKS]
+    return block_hashes(request.prompt_tokens, request.cache_salt, block_size)
+
+
 def block_hashes(token_ids: Sequence[int], cache_salt: str, block_size: int) -> list[bytes]:
     """Chain values of the full blocks at the start of a prompt, as an engine's prefix cache names them; the first
     few hundred are enough to route by."""
@@ -165,6 +179,23 @@ def block_hashes(token_ids: Sequence[int], cache_salt: str, block_size: int) -> 
         chain = chain_value(chain, token_ids[start : start + block_size])
         hashes.append(chain)
     return hashes
+
+
+def request_limits_of(facts: EngineFacts) -> RequestLimits:
+    """What the replica's model allows, for `RequestIntake` in a front end."""
+    encoder = None
+    if facts.max_encoder_length:
+        encoder = EncoderLimits(
+            max_encoder_length=facts.max_encoder_length,
+            decoder_start_token_id=facts.decoder_start_token_id,
+            has_fixed_start=facts.has_fixed_decoder_start,
+        )
+    return RequestLimits(
+        vocab_size=facts.vocab_size,
+        max_sequence_length=facts.max_sequence_length,
+        eos_ids=frozenset(facts.eos_ids),
+        encoder=encoder,
+    )
 
 
 def limits_of(facts: EngineFacts) -> SchedulerLimits:
@@ -187,7 +218,7 @@ def _finish_of(request: InferenceRequest) -> Finish:
         reason=request.finish_reason or "error",
         stop_reason=request.stop_reason,
         error=None if request.error is None else to_wire(request.error),
-        num_prompt_tokens=len(request.prompt_tokens),
+        num_prompt_tokens=len(request.prompt_tokens) + len(request.encoder_tokens),
         num_generated_tokens=len(request.generated_tokens),
         num_cached_tokens=request.num_cached_tokens,
         num_preemptions=request.num_preemptions,

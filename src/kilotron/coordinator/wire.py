@@ -59,6 +59,12 @@ class EngineFacts(Message):
     enable_prefix_caching: bool
     default_sampling: dict[str, Any]
     """Fields of SamplingParams that the checkpoint recommends."""
+    max_encoder_length: int = 0
+    """Encoder-decoder models: most tokens that the encoder reads; 0 for decoder-only models."""
+    decoder_start_token_id: int | None = None
+    """Encoder-decoder models: what a decoder begins with that is given nothing."""
+    has_fixed_decoder_start: bool = True
+    """Whether it also comes in front of what a decoder is given."""
 
 
 class EngineLoad(Message):
@@ -239,6 +245,13 @@ class Submission(Message, tag="submit"):
     owner: str = ""
     """Whose quota it counts against."""
     idempotency_key: str = ""
+    encoder_tokens: list[int] = []
+    """Encoder-decoder models: what the encoder reads."""
+
+    @property
+    def num_input_tokens(self) -> int:
+        """Prompt tokens, those of the encoder included."""
+        return len(self.prompt_tokens) + len(self.encoder_tokens)
 
 
 class Abort(Message, tag="abort"):

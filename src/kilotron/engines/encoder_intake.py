@@ -25,8 +25,10 @@ class EncoderLimits:
 
     max_encoder_length: int
     """Tokens of one encoder input."""
-    decoder_start_token_id: int
-    """The decoder's first token, in front of whatever it is given."""
+    decoder_start_token_id: int | None
+    """What a decoder begins with that is given nothing; None where that is not known."""
+    has_fixed_start: bool = True
+    """Whether it also comes in front of what a decoder is given."""
 
     def check_length(self, encoder_tokens: list[int]) -> None:
         """
@@ -43,9 +45,20 @@ class EncoderLimits:
             )
 
     def decoder_tokens(self, given: list[int]) -> list[int]:
-        """The decoder's tokens: the start token comes first, whether given or not."""
+        """The decoder's tokens, with its start.
+
+        Raises:
+            EmptyPromptError: it is given nothing, and nobody knows what it starts with.
+        """
         start = self.decoder_start_token_id
-        return given if given[:1] == [start] else [start, *given]
+        if given and (not self.has_fixed_start or given[0] == start):
+            return given
+        if start is None:
+            raise EmptyPromptError(
+                "this checkpoint does not say what its decoder begins with; give that as prompt, and what the encoder "
+                "is to read as encoder_prompt"
+            )
+        return [start, *given]
 
 
 def split_prompt(prompt: Any, limits: EncoderLimits | None, *, scores_prompt: bool) -> tuple[Any, Any]:

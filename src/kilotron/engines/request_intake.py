@@ -138,7 +138,9 @@ class RequestIntake:
         if isinstance(prompt, str):
             # A controller's own `tokenize_prompt` need not know of add_BOS, and may give a tensor.
             options = {"add_BOS": True} if params.add_BOS else {}
-            tokens = _as_ids(self._prompts.tokenize_prompt(prompt, **options))
+            tokens = self._prompts.tokenize_prompt(prompt, **options)
+            if not isinstance(tokens, list):
+                tokens = _as_ids(tokens)
         else:
             tokens = _as_ids(prompt)
         if not tokens:

@@ -69,6 +69,7 @@ class RequestTimeline:
         if plan.preempted:
             self.preempt([requests[request_id] for request_id in plan.preempted], "out of blocks", now)
         admitted = {admission.request_id for admission in plan.admissions if not admission.is_beam}
+        self._tell_of_beams(plan, now)
         for request_id in admitted:
             self._computing[request_id] = requests[request_id].generated_length
         if self._computing:
@@ -108,6 +109,15 @@ class RequestTimeline:
         if record.num_left_out:
             events.append({"event": "left out", "events": record.num_left_out})
         return events
+
+    def _tell_of_beams(self, plan: StepPlan, now: float) -> None:
+        """One event for the first fork of a beam search; later ones are as many as tokens."""
+        for admission in plan.admissions:
+            if admission.is_beam and len(admission.token_ids) == admission.prompt_length + 1:
+                record = self._records.get(admission.request_id)
+                if record is not None and record.events[-1].name != "beams":
+                    width = admission.sampling_params.beam_width
+                    self._add(admission.request_id, now, "beams", width=width, step=plan.step)
 
     def _count_tokens(self, step: int, requests: Mapping[int, InferenceRequest], now: float) -> None:
         """Events for those that reached a power of two; each is looked at again when it may reach the next."""

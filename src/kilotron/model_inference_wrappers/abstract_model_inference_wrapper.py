@@ -1,11 +1,13 @@
 """AbstractModelInferenceWrapper: what a controller and an engine need of a model, whatever the model is."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kilotron.contexts.dynamic_context import DynamicInferenceContext
+from kilotron.errors import ConfigError
 from kilotron.kernels.interface import KernelBackend, KVShape
 from kilotron.kernels.reference.backend import ReferenceBackend
 from kilotron.model_inference_wrappers.inference_wrapper_config import InferenceWrapperConfig
@@ -24,10 +26,26 @@ class AbstractModelInferenceWrapper(ABC):
     inference_context: DynamicInferenceContext | None = None
     """The context of an engine that is to be built around this wrapper."""
 
+    def __init__(self, model: Any = None, inference_wrapper_config: object = None) -> None:
+        """Keeps both, as Megatron's wrappers do; one that needs neither need not call this.
+
+        Raises:
+            ConfigError: the config is neither an `InferenceWrapperConfig` nor parsed arguments.
+        """
+        self.model = model
+        self.inference_wrapper_config = InferenceWrapperConfig.of(inference_wrapper_config)
+
     @property
-    @abstractmethod
     def vocab_size(self) -> int:
-        """Columns of the logits that are real tokens; any beyond are padding."""
+        """Columns of the logits that are real tokens; any beyond are padding. Unless overridden, the config's.
+
+        Raises:
+            ConfigError: the config says nothing of it.
+        """
+        config = self.inference_wrapper_config
+        if config is None or config.padded_vocab_size is None:
+            raise ConfigError(f"{type(self).__name__} has no vocab_size; define it, or give padded_vocab_size")
+        return config.padded_vocab_size
 
     @property
     def kernels(self) -> KernelBackend:

@@ -14,7 +14,6 @@ from kilotron.errors import ConfigError
 from kilotron.kernels.interface import AttentionRows, KVShape
 from kilotron.kernels.reference.backend import ReferenceBackend
 from kilotron.model_inference_wrappers.abstract_model_inference_wrapper import AbstractModelInferenceWrapper
-from kilotron.model_inference_wrappers.inference_wrapper_config import InferenceWrapperConfig
 from kilotron.models.inference_batch import InferenceBatch
 
 
@@ -32,7 +31,8 @@ class WindowedModel(Protocol):
         """The model's input for these positions of the sequence; whatever `run_one_forward_step` takes."""
 
     def run_one_forward_step(self, inference_input: Any) -> Tensor:
-        """Logits of the window's positions, [1, window, padded vocabulary]."""
+        """Logits [1, window, padded vocabulary]; or [1, 1, padded vocabulary], of the window's last position, which is
+        enough to generate but not to score prompts."""
 
 
 class TokenHistoryBackend(ReferenceBackend):
@@ -52,9 +52,9 @@ class ContextWindowWrapper(AbstractModelInferenceWrapper):
     """
 
     def __init__(self, windowed: WindowedModel) -> None:
+        super().__init__(windowed, getattr(windowed, "inference_wrapper_config", None))
         self.windowed = windowed
         self._backend = TokenHistoryBackend()
-        self.inference_wrapper_config = InferenceWrapperConfig.of(getattr(windowed, "inference_wrapper_config", None))
 
     @property
     def vocab_size(self) -> int:
@@ -103,22 +103,27 @@ class ContextWindowWrapper(AbstractModelInferenceWrapper):
             places = np.flatnonzero(row_of == row)
             # A token's distance from the end of its row is the same in the step and in the sequence.
             positions = torch.from_numpy(wanted[places] - ends[row] + length)
-            logits |= dict(zip(places.tolist(), self._run(tokens)[positions], strict=True))
+            logits |= dict(zip(places.tolist(), self._run(tokens, positions), strict=True))
         if not len(wanted):
             return torch.empty(0, self.vocab_size)
         return torch.stack([logits[place] for place in range(len(wanted))])
 
-    def _run(self, tokens: Tensor) -> Tensor:
-        """[length] ids -> [length, padded vocabulary] float32"""
+    def _run(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """[length] ids -> [positions, padded vocabulary] float32"""
         length = len(tokens)
         self.windowed.prep_model_for_inference(tokens[None])
         logits = self.windowed.run_one_forward_step(self.windowed.get_batch_for_context_window(0, length))
-        if logits.shape[:-1] != (1, length) or logits.shape[-1] < self.vocab_size:
+        is_last_enough = len(positions) == 1 and int(positions[0]) == length - 1
+        if is_last_enough and logits.shape[:-1] == (1, 1):
+            positions = torch.tensor([0])
+        elif logits.shape[:-1] != (1, length):
             raise ConfigError(
                 f"run_one_forward_step gave logits of shape {list(logits.shape)} for a window of {length} tokens; it "
                 f"must be [1, {length}, at least {self.vocab_size}]"
             )
-        return logits[0].float().to(self._backend.device)
+        if logits.shape[-1] < self.vocab_size:
+            raise ConfigError(f"the model gave {logits.shape[-1]} logits for a vocabulary of {self.vocab_size}")
+        return logits[0].float().to(self._backend.device)[positions]
 
 
 def as_batch_wrapper(wrapper: Any) -> AbstractModelInferenceWrapper:

@@ -5,7 +5,6 @@ from torch import Tensor
 from kilotron.contexts.dynamic_context import DynamicInferenceContext
 from kilotron.kernels.interface import KernelBackend, KVShape
 from kilotron.model_inference_wrappers.abstract_model_inference_wrapper import AbstractModelInferenceWrapper
-from kilotron.model_inference_wrappers.inference_wrapper_config import InferenceWrapperConfig
 from kilotron.models.gpt_model import GPTModel
 from kilotron.models.inference_batch import InferenceBatch
 
@@ -29,11 +28,11 @@ class GPTInferenceWrapper(AbstractModelInferenceWrapper):
         inference_wrapper_config: object = None,
         inference_context: DynamicInferenceContext | None = None,
     ) -> None:
-        self.model = model
         if isinstance(inference_wrapper_config, DynamicInferenceContext):
             inference_wrapper_config, inference_context = None, inference_wrapper_config
+        super().__init__(model, inference_wrapper_config)
+        self.model: GPTModel = model
         self.inference_context = inference_context
-        self.inference_wrapper_config = InferenceWrapperConfig.of(inference_wrapper_config)
         if self.inference_wrapper_config is not None:
             self.inference_wrapper_config.check(model.config, next(model.parameters()).dtype)
 

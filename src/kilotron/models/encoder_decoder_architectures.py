@@ -17,7 +17,7 @@ from kilotron.models.transformer_config import TransformerConfig
 # T5 has relative positions and so no limit of its own; transformers takes any length. More is rarely of use and only
 # makes tables larger, so a folder that says nothing (`n_positions`) gets this one.
 RELATIVE_CONTEXT_LENGTH = 4096
-OUTPUT_WEIGHT = "lm_head.weight"
+OUTPUT_WEIGHTS = ("lm_head.weight", "lm_head.output_layer.weight")
 
 
 def read_t5(fields: ConfigFields) -> TransformerConfig:
@@ -107,7 +107,8 @@ def tie_as_stored(config: TransformerConfig, tensor_names: Collection[str]) -> T
     in other versions of transformers."""
     if config.encoder_decoder is None:
         return config
-    return replace(config, untie_embeddings_and_output_weights=OUTPUT_WEIGHT in tensor_names)
+    is_untied = any(name in tensor_names for name in OUTPUT_WEIGHTS)
+    return replace(config, untie_embeddings_and_output_weights=is_untied)
 
 
 def _t5(

@@ -16,8 +16,9 @@ class EncoderDecoderConfig:
     num_encoder_attention_heads: int
     encoder_ffn_hidden_size: int
 
-    decoder_start_token_id: int
-    """The decoder's first token, in front of whatever it is given."""
+    decoder_start_token_id: int | None = None
+    """The decoder's first token, in front of whatever it is given. None: it begins with what it is given, and if that
+    is nothing with the tokenizer's beginning of a sequence (Megatron)."""
     forced_bos_token_id: int | None = None
     """Must be generated first, where the decoder is given nothing (BART)."""
     forced_eos_token_id: int | None = None

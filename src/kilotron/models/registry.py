@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from kilotron.checkpoints.encoder_decoder_weight_names import MEGATRON_T5
 from kilotron.checkpoints.megatron_weight_names import MEGATRON_GPT
 from kilotron.errors import UnknownArchitectureError
 from kilotron.models.architectures import ARCHITECTURES, Architecture
@@ -11,6 +12,7 @@ from kilotron.models.config_fields import ConfigFields
 from kilotron.models.encoder_decoder_architectures import ENCODER_DECODER_NAMES, find_encoder_decoder, tie_as_stored
 from kilotron.models.kept_config import read_kept_config
 from kilotron.models.megatron_config import read_megatron_gpt
+from kilotron.models.megatron_t5_config import read_megatron_t5
 from kilotron.models.transformer_config import TransformerConfig
 
 
@@ -21,7 +23,10 @@ def read_megatron(fields: ConfigFields) -> TransformerConfig:
 
 
 # What the reader of Megatron checkpoints calls their models.
-MEGATRON_ARCHITECTURES = {"MegatronGPT": Architecture(read_megatron, MEGATRON_GPT)}
+MEGATRON_ARCHITECTURES = {
+    "MegatronGPT": Architecture(read_megatron, MEGATRON_GPT),
+    "MegatronT5": Architecture(read_megatron_t5, MEGATRON_T5),
+}
 ALL_ARCHITECTURES = ARCHITECTURES | MEGATRON_ARCHITECTURES
 
 

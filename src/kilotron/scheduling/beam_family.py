@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kilotron.scheduling.block_allocator import DynamicBlockAllocator
-from kilotron.scheduling.scheduled_request import ScheduledRequest
+from kilotron.scheduling.scheduled_request import BeamPlace, ScheduledRequest
 from kilotron.scheduling.step_plan import BeamMove
 
 
 def add_beams(first: ScheduledRequest, width: int) -> None:
     """Gives a new request its other beams, which have no tokens before the first fork."""
-    first.beams = [first]
+    beams = [first]
+    first.place = BeamPlace(beams, 0)
     for index in range(1, width):
         beam = ScheduledRequest(
             first.request,
@@ -24,9 +25,8 @@ def add_beams(first: ScheduledRequest, width: int) -> None:
         )
         beam.token_ids = []
         beam.num_prompt_left = 0
-        beam.scores_prompt = False
-        beam.beams, beam.beam = first.beams, index
-        first.beams.append(beam)
+        beam.place = BeamPlace(beams, index)
+        beams.append(beam)
 
 
 class _Inheritance(NamedTuple):
@@ -38,6 +38,7 @@ class _Inheritance(NamedTuple):
     num_computed: int
     num_registered: int
     is_private: bool
+    is_parked: bool
 
 
 def fork(
@@ -46,7 +47,8 @@ def fork(
     """Lets each beam continue its parent; one without a move ends.
 
     All children of a beam share its full blocks. One of them, the beam itself if it is among them, takes over the last,
-    partly filled one; the others compute those few tokens again, with the same bits.
+    partly filled one; the others compute those few tokens again, with the same bits. Where a beam is still being
+    computed again after it was stopped, that one goes on with it, and the others are parked.
     """
     heirs = {move.parent: move.beam for move in moves if move.beam == move.parent}
     for move in moves:
@@ -56,15 +58,15 @@ def fork(
         for move in moves
     }
     dropped: list[int] = []
-    for beam in beams:
-        taken = inherited.get(beam.beam)
+    for index, beam in enumerate(beams):
+        taken = inherited.get(index)
         block_ids = [] if taken is None else taken.block_ids
         num_kept = _num_equal(beam.block_ids, block_ids)
         allocator.share(block_ids[num_kept:])
         dropped += beam.block_ids[num_kept:]
     allocator.free(dropped)
-    for beam in beams:
-        _settle(beam, inherited.get(beam.beam))
+    for index, beam in enumerate(beams):
+        _settle(beam, inherited.get(index))
 
 
 def find_source(beam: ScheduledRequest, cached: list[int], block_size: int) -> list[int] | None:
@@ -74,7 +76,7 @@ def find_source(beam: ScheduledRequest, cached: list[int], block_size: int) -> l
     """
     best = cached
     usable = (len(beam.token_ids) - 1) // block_size
-    for other in beam.beams:
+    for other in beam.family:
         if other is beam or other.is_parked or not other.token_ids:
             continue
         num_common = _num_common(beam, other, usable, block_size)
@@ -96,30 +98,42 @@ def start_parked(
     while beam.num_registered < len(block_ids) and block_ids[beam.num_registered] in allocator.cache:
         beam.num_registered += 1
     beam.is_private = beam.num_registered < len(block_ids)
-    beam.is_parked = False
-    beam.is_moved = True
+    place = _place_of(beam)
+    place.is_parked, place.is_moved = False, True
 
 
 def _inherit(parent: ScheduledRequest, move: BeamMove, block_size: int, *, takes_all: bool) -> _Inheritance:
+    tokens, chains = [*parent.token_ids, move.token_id], parent.chains.copy()
+    if parent.num_wanted and not takes_all:
+        return _Inheritance(tokens, [], chains, 0, 0, is_private=False, is_parked=True)
     num_full = parent.num_computed // block_size
     return _Inheritance(
-        [*parent.token_ids, move.token_id],
+        tokens,
         parent.block_ids.copy() if takes_all else parent.block_ids[:num_full],
-        parent.chains.copy(),
+        chains,
         parent.num_computed if takes_all else num_full * block_size,
         parent.num_registered,
         parent.is_private,
+        parent.is_parked,
     )
 
 
 def _settle(beam: ScheduledRequest, taken: _Inheritance | None) -> None:
+    place = _place_of(beam)
     beam.found = None
-    beam.is_moved = taken is not None
+    place.is_moved = taken is not None
+    place.is_parked = taken is not None and taken.is_parked
     if taken is None:
         beam.token_ids, beam.block_ids, beam.num_computed, beam.num_registered = [], [], 0, 0
         return
     beam.token_ids, beam.block_ids, beam.chains = taken.token_ids, taken.block_ids, taken.chains
     beam.num_computed, beam.num_registered, beam.is_private = taken.num_computed, taken.num_registered, taken.is_private
+
+
+def _place_of(beam: ScheduledRequest) -> BeamPlace:
+    if beam.place is None:
+        raise RuntimeError(f"request {beam.request.request_id} has no beams")
+    return beam.place
 
 
 def _num_equal(before: list[int], after: list[int]) -> int:

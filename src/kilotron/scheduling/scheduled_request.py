@@ -27,25 +27,22 @@ class QueuePlace:
         """Requests admitted around this one because it did not fit."""
 
 
-class BeamPlace(QueuePlace):
-    """A request's place in a beam search, if it is one."""
+class BeamPlace:
+    """A beam's place among its request's."""
 
-    __slots__ = ("beam", "beams", "is_moved", "is_parked")
+    __slots__ = ("beams", "index", "is_moved", "is_parked")
 
-    def __init__(self, arrival_order: int, queued_step: int) -> None:
-        super().__init__(arrival_order, queued_step)
-        self.beams: list[ScheduledRequest] = []
-        """All beams of a beam search, this one too; they run and wait together. Empty for any other request. A beam
-        without tokens has not begun, or has ended."""
-        self.beam = 0
-        """Its place in `beams`."""
+    def __init__(self, beams: "list[ScheduledRequest]", index: int) -> None:
+        self.beams = beams
+        """All of them, this one too; they run and wait together."""
+        self.index = index
         self.is_parked = False
         """Whether it has a slot but has to wait for another beam that computes what they have in common."""
         self.is_moved = False
         """Whether its tokens or blocks are others than those that its slot's tables hold."""
 
 
-class ScheduledRequest(BeamPlace):
+class ScheduledRequest(QueuePlace):
     """A request with its tokens, its blocks and how far it is computed."""
 
     __slots__ = (
@@ -58,8 +55,8 @@ class ScheduledRequest(BeamPlace):
         "num_prompt_left",
         "num_registered",
         "num_scored",
+        "place",
         "request",
-        "scores_prompt",
         "slot",
         "token_ids",
     )
@@ -92,9 +89,10 @@ class ScheduledRequest(BeamPlace):
         must stay private: a cached block's owners own all its ancestors."""
         self.found: FoundPrefix | None = None
         """Cached blocks found when last looked for."""
-        self.scores_prompt = request.sampling_params.wants_prompt_log_probs
         self.num_scored = 0
         """Prompt positions whose log-probabilities were returned."""
+        self.place: BeamPlace | None = None
+        """Of a beam, among the others of its request. A beam without tokens has not begun, or has ended."""
 
     @property
     def importance(self) -> tuple[int, int]:
@@ -103,13 +101,23 @@ class ScheduledRequest(BeamPlace):
 
     @property
     def family(self) -> "Sequence[ScheduledRequest]":
-        """All that run and wait together: its beams, or itself."""
-        return self.beams or (self,)
+        """All that run and wait together: its request's beams, or itself."""
+        return (self,) if self.place is None else self.place.beams
 
     @property
     def first(self) -> "ScheduledRequest":
         """The first of the family that has tokens, which starts when the family does."""
         return next(item for item in self.family if item.token_ids)
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether it is a beam that must not compute yet; see `BeamPlace`."""
+        return self.place is not None and self.place.is_parked
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether it gives log-probabilities of the prompt; the first of a request's beams does it for all."""
+        return self.request.sampling_params.wants_prompt_log_probs and (self.place is None or self.place.index == 0)
 
     @property
     def num_wanted(self) -> int:
@@ -137,7 +145,7 @@ class ScheduledRequest(BeamPlace):
         self.num_computed = 0
         self.num_registered = 0
         self.is_private = False
-        self.is_parked = False
-        self.is_moved = False
         self.slot = None
+        if self.place is not None:
+            self.place.is_parked = self.place.is_moved = False
         return block_ids

@@ -163,7 +163,7 @@ class Scheduler:
                 item.num_scored = row.start + row.score.first + len(row.score.targets)
             if row.samples:
                 item.token_ids.append(next(tokens))
-            if item.beams:
+            if item.place is not None:
                 families[request_id] = item
             elif request_id in ended:
                 del self._requests[request_id]
@@ -236,9 +236,9 @@ class Scheduler:
                 # before it were its other beams, if it has any.
                 _drop_request(item.request.request_id, rows, moved)
                 break
-            if item.is_moved:
+            if item.place is not None and item.place.is_moved:
                 moved.append(self._admission(item, item.block_ids.copy(), is_beam=True))
-                item.is_moved = False
+                item.place.is_moved = False
             item.block_ids += granted
             row = plan_row(item, length, granted)
             budget.spend(row)
@@ -339,7 +339,8 @@ class Scheduler:
             self.counts.admit(item, may_read_cache=may_read_cache)
         for each in item.family:
             each.slot = self._free_slots.pop()
-            each.is_parked = each is not item and bool(each.token_ids)
+            if each.place is not None:
+                each.place.is_parked = each is not item and bool(each.token_ids)
         item.num_registered = len(cached)
         item.block_ids = cached + granted
         self._expect(item)
@@ -378,12 +379,14 @@ class Scheduler:
                 del self._requests[request_id]
                 self._stop_family(item, is_faulty=request_id in faults)
             elif request_id in moves:
-                fork(item.beams, moves[request_id], self.allocator, self.limits.block_size)
+                for beam in item.family:
+                    self._unexpect(beam, beam.chains)
+                fork(item.family, moves[request_id], self.allocator, self.limits.block_size)
                 item.request.status = Status.ACTIVE_AND_GENERATING_TOKENS
 
     def _item_of(self, row: RowPlan) -> ScheduledRequest:
         item = self._requests[row.request_id]
-        return item.beams[row.beam] if item.beams else item
+        return item if item.place is None else item.place.beams[row.beam]
 
     def _admission(self, item: ScheduledRequest, cached: list[int], *, is_beam: bool = False) -> Admission:
         request = item.request

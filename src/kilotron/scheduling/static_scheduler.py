@@ -36,7 +36,8 @@ class StaticScheduler(Scheduler):
         if not self._is_filling:
             return []
         admissions = super()._admit(budget, rows, now)
-        self._is_filling = budget.is_spent and bool(self._free_slots) and len(self.waiting) > 0
+        is_short_of_budget = budget.is_spent or bool(admissions)
+        self._is_filling = is_short_of_budget and bool(self._free_slots) and len(self.waiting) > 0
         return admissions
 
     def _blocks_to_start(self, item: ScheduledRequest, length: int) -> int:

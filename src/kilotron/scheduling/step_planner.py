@@ -80,8 +80,8 @@ def plan_row(item: ScheduledRequest, length: int, granted: list[int]) -> RowPlan
     if cross is not None and not cross.is_computed:
         num_cached = sum(map(len, cross.parts[: cross.num_cached]))
         row = row._replace(encoder=EncoderInput(cross.token_ids, num_cached))
-    if item.beams:
-        row = row._replace(samples=False, beam=item.beam, num_candidates=is_due * request.num_candidates)
+    if item.place is not None:
+        row = row._replace(samples=False, beam=item.place.index, num_candidates=is_due * request.num_candidates)
     return row
 
 

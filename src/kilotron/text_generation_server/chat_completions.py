@@ -121,7 +121,7 @@ class ChatAnswer:
         self._request = request
         self._speller = TokenSpeller(state.tokenizer, as_ids=bool(request.return_tokens_as_token_ids))
         self._echoed = request.conversation()[-1]["content"] if request.echo else ""
-        self._usage = UsageCount([len(prompt.submission.prompt_tokens)])
+        self._usage = UsageCount([prompt.submission.num_input_tokens])
         self._head = ChatCompletion(
             id=f"chatcmpl-{prompt.submission.request_id}",
             created=int(time.time()),

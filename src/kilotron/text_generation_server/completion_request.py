@@ -34,6 +34,7 @@ class CompletionRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True
     """OpenAI's fields and vLLM's; docs/http-api.md has them all."""
 
     prompt: _Text | _Prompts
+    encoder_prompt: _Text | _Prompts | None = None
     echo: bool | None = None
     logprobs: NumLogprobs | None = None
 
@@ -44,32 +45,33 @@ class CompletionRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True
         Raises:
             HttpError: 400; they are neither, or too many.
         """
-        prompt = self.prompt
-        if isinstance(prompt, str):
-            return [prompt]
-        if not prompt:
-            raise _wrong("prompt is an empty list; give a text or at least one token id")
-        kinds = set(map(type, prompt))
-        if kinds == {int}:
-            return [prompt]
-        if len(prompt) > MAX_PROMPTS:
-            raise _wrong(f"prompt holds {len(prompt)} prompts, more than {MAX_PROMPTS}")
-        if kinds == {str}:
-            return prompt
-        for index, ids in enumerate(prompt):
-            if not isinstance(ids, list) or set(map(type, ids)) != {int}:
-                raise HttpError(
-                    400,
-                    "prompt must be a text, a list of texts, a list of token ids or a list of such lists",
-                    param=f"prompt[{index}]",
-                    code="invalid_value" if ids == [] else "invalid_type",
-                )
-        return prompt
+        return _split(self.prompt, "prompt")
+
+    @property
+    def encoder_prompts(self) -> list[str | list[int]] | None:
+        """What encoders read, one for each prompt; None where the prompts are all there is.
+
+        Raises:
+            HttpError: 400; they are neither texts nor ids, or not as many as prompts.
+        """
+        if self.encoder_prompt is None:
+            return None
+        found = _split(self.encoder_prompt, "encoder_prompt")
+        num_prompts = len(self.prompts)
+        if len(found) != num_prompts:
+            raise HttpError(
+                400,
+                f"encoder_prompt holds {len(found)} prompts and prompt {num_prompts}; give one for each",
+                param="encoder_prompt",
+                code="invalid_value",
+            )
+        return found
 
     def check_together(self) -> None:
         """See `SamplingFields`."""
         super().check_together()
         num_prompts = len(self.prompts)
+        _ = self.encoder_prompts
         if num_prompts * self.num_choices > MAX_CHOICES_OF_CALL:
             raise HttpError(
                 400,
@@ -83,5 +85,29 @@ class CompletionRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True
             )
 
 
-def _wrong(message: str) -> HttpError:
-    return HttpError(400, message, param="prompt", code="invalid_value")
+def _split(prompt: Any, field: str) -> list[str | list[int]]:
+    """A text, ids, or a list of either, as a list."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise _wrong(field, f"{field} is an empty list; give a text or at least one token id")
+    kinds = set(map(type, prompt))
+    if kinds == {int}:
+        return [prompt]
+    if len(prompt) > MAX_PROMPTS:
+        raise _wrong(field, f"{field} holds {len(prompt)} prompts, more than {MAX_PROMPTS}")
+    if kinds == {str}:
+        return list(prompt)
+    for index, ids in enumerate(prompt):
+        if not isinstance(ids, list) or set(map(type, ids)) != {int}:
+            raise HttpError(
+                400,
+                f"{field} must be a text, a list of texts, a list of token ids or a list of such lists",
+                param=f"{field}[{index}]",
+                code="invalid_value" if ids == [] else "invalid_type",
+            )
+    return list(prompt)
+
+
+def _wrong(field: str, message: str) -> HttpError:
+    return HttpError(400, message, param=field, code="invalid_value")

@@ -79,7 +79,7 @@ async def _admit(state: ServerState, request: CompletionRequest, scope: Scope) -
         truncate_to=request.truncate_prompt_tokens,
         cache_salt=cache_salt_of(state, request, caller.owner),
     )
-    return await admit(state, list(request.prompts), options, caller)
+    return await admit(state, list(request.prompts), options, caller, encoder_prompts=request.encoder_prompts)
 
 
 async def _stream(call: GenerationCall, answer: "CompletionAnswer", send: Send, headers: Headers) -> None:
@@ -116,7 +116,7 @@ class CompletionAnswer:
         # A chunk is the head up to its choices, the choices, and the rest.
         self._prefix = b"data: " + _encode(self._head).partition(b'"choices":[')[0] + b'"choices":['
         self._suffix = b'],"usage":null}\n\n' if request.wants_usage else b"]}\n\n"
-        self._usage = UsageCount([len(prompt.submission.prompt_tokens) for prompt in prompts])
+        self._usage = UsageCount([prompt.submission.num_input_tokens for prompt in prompts])
         self._scores: dict[int, CompletionScores] = {}
         self._has_begun: set[int] = set()
 

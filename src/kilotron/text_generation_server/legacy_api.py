@@ -99,7 +99,11 @@ class LegacyEndpoint:
         tokenizer = self._state.tokenizer
         spell = str if tokenizer is None else tokenizer.token_text
         response = LegacyResponse(
-            text=[prompt + output.text for prompt, output in zip(prompts, outputs, strict=True)],
+            # An encoder's text is not continued.
+            text=[
+                output.text if one.submission.encoder_tokens else prompt + output.text
+                for prompt, one, output in zip(prompts, admitted, outputs, strict=True)
+            ],
             segments=[[spell(token_id) for token_id in ids] for ids in tokens],
             tokens=tokens,
         )

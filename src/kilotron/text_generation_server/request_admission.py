@@ -2,14 +2,17 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from kilotron.coordinator.submissions import limits_of, to_submission
 from kilotron.coordinator.wire import EngineFacts, Submission
+from kilotron.engines.encoder_intake import EncoderDecoderPrompt
+from kilotron.engines.request_intake import Prompt
 from kilotron.sampling_params import SamplingParams
 from kilotron.scheduling.capacity import check_capacity
+from kilotron.text_generation_server.encoder_prompts import begin_decoder, read_encoder_prompt
 from kilotron.text_generation_server.http_errors import HttpError
 from kilotron.text_generation_server.sampling_fields import SamplingFields
 from kilotron.text_generation_server.server_state import ServerState, new_request_id, owner_of
@@ -70,7 +73,13 @@ class PromptOptions:
 
 
 async def admit(
-    state: ServerState, prompts: list[Any], options: PromptOptions, caller: Caller, *, path: str = "prompt"
+    state: ServerState,
+    prompts: list[Any],
+    options: PromptOptions,
+    caller: Caller,
+    *,
+    path: str = "prompt",
+    encoder_prompts: list[Any] | None = None,
 ) -> list[AdmittedPrompt]:
     """Checks and tokenizes prompts.
 
@@ -80,6 +89,7 @@ async def admit(
         options: the same for all of them.
         caller: who asks.
         path: the field that they came in.
+        encoder_prompts: what an encoder reads, one for each; without it an encoder reads the prompts themselves.
 
     Raises:
         HttpError: (or a KilotronError) 400; a prompt is empty, too long, or has unknown ids.
@@ -91,13 +101,17 @@ async def admit(
     admitted = []
     for index, prompt in enumerate(prompts):
         place = path if len(prompts) == 1 else f"{path}[{index}]"
-        ids = await _tokenize(state, prompt, options, place) if isinstance(prompt, str) else prompt
-        admitted.append(
-            AdmittedPrompt(
-                text=prompt if isinstance(prompt, str) else None,
-                submission=_submission(state, ids, options, caller, index, place),
+        if encoder_prompts is not None or state.facts.max_encoder_length:
+            encoder_prompt = None if encoder_prompts is None else encoder_prompts[index]
+            admitted.append(await _admit_pair(state, encoder_prompt, prompt, options, caller, index, place))
+        else:
+            ids = await _tokenize(state, prompt, options, place) if isinstance(prompt, str) else prompt
+            admitted.append(
+                AdmittedPrompt(
+                    text=prompt if isinstance(prompt, str) else None,
+                    submission=_submission(state, ids, options, caller, index, place),
+                )
             )
-        )
         await asyncio.sleep(0)  # others' turn, between the prompts of a large batch
     return admitted
 
@@ -108,21 +122,54 @@ def cache_salt_of(state: ServerState, fields: SamplingFields, owner: str) -> str
     return f"{own}|{fields.cache_salt}" if fields.cache_salt else own
 
 
+async def _admit_pair(
+    state: ServerState,
+    encoder_prompt: Any,
+    prompt: Any,
+    options: PromptOptions,
+    caller: Caller,
+    index: int,
+    place: str,
+) -> AdmittedPrompt:
+    """For an encoder-decoder model. A prompt alone is what its encoder reads."""
+    read = partial(read_encoder_prompt, state, add_special_tokens=options.add_special_tokens)
+    if encoder_prompt is None:
+        encoder_ids, prompt = await read(prompt, place, truncate_to=options.truncate_to), []
+        options = replace(options, truncate_to=None)
+    else:
+        encoder_ids = await read(encoder_prompt, place.replace("prompt", "encoder_prompt"))
+    ids = await begin_decoder(state, prompt, place)
+    return AdmittedPrompt(
+        text=prompt if isinstance(prompt, str) else None,
+        submission=_submission(state, ids, options, caller, index, place, encoder_ids),
+    )
+
+
 def _submission(
-    state: ServerState, ids: list[int], options: PromptOptions, caller: Caller, index: int, place: str
+    state: ServerState,
+    ids: list[int],
+    options: PromptOptions,
+    caller: Caller,
+    index: int,
+    place: str,
+    encoder_ids: list[int] | None = None,
 ) -> Submission:
     facts = state.facts
     params = options.params
     if options.truncate_to is not None:
         ids = _truncate(ids, options.truncate_to, facts, params)
-    _check_prompt_ids(ids, facts, place)
-    room = facts.max_sequence_length - len(ids)
+    if encoder_ids is None:
+        _check_prompt_ids(ids, facts, place)
+    prompt: Prompt = ids if encoder_ids is None else EncoderDecoderPrompt(encoder_ids, ids)
+    room = facts.max_sequence_length - max(len(ids), 1)
     if room < (1 if params.num_tokens_to_generate is None else params.num_tokens_to_generate):
         raise _context_error(facts, len(ids), params.num_tokens_to_generate, place)
-    request = state.intake.build(ids, params, timeout_s=caller.timeout_s, cache_salt=options.cache_salt)
+    request = state.intake.build(prompt, params, timeout_s=caller.timeout_s, cache_salt=options.cache_salt)
     if params.num_tokens_to_generate is None:
-        # The last token generated needs no room in the cache.
-        capacity = (facts.num_blocks - 1) * facts.block_size - len(ids) + 1
+        # The last token generated needs no room in the cache; the end of an encoder's last block stays empty.
+        num_encoder_blocks = -(-len(request.encoder_tokens) // facts.block_size)
+        capacity = (facts.num_blocks - 1 - num_encoder_blocks) * facts.block_size - request.prompt_length + 1
+        room = facts.max_sequence_length - request.prompt_length
         wanted = room if options.default_max_tokens is None else max(options.default_max_tokens, params.min_tokens)
         request.max_generated = min(room, wanted, max(capacity, 1))
     check_capacity(request, limits_of(facts), facts.num_blocks)

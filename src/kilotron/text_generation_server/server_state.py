@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 from kilotron.config import ServeConfig
 from kilotron.coordinator.service_client import ServiceClient
+from kilotron.coordinator.submissions import request_limits_of
 from kilotron.coordinator.wire import EngineFacts, ServiceStatus
-from kilotron.engines.request_intake import RequestIntake, RequestLimits
+from kilotron.engines.request_intake import RequestIntake
 from kilotron.text_generation_server.http_errors import HttpError
 from kilotron.text_generation_server.refusal_gate import RefusalGate
 from kilotron.tokenization.prompt_text import PlainPromptTokenizer
@@ -80,12 +81,7 @@ class ServerState:
         """
         facts = self.facts
         if self._intake is None or self._intake[0] is not facts:
-            limits = RequestLimits(
-                vocab_size=facts.vocab_size,
-                max_sequence_length=facts.max_sequence_length,
-                eos_ids=frozenset(facts.eos_ids),
-            )
-            self._intake = (facts, RequestIntake(PlainPromptTokenizer(self.tokenizer), limits))
+            self._intake = (facts, RequestIntake(PlainPromptTokenizer(self.tokenizer), request_limits_of(facts)))
         return self._intake[1]
 
     @property

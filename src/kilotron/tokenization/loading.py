@@ -12,7 +12,7 @@ from kilotron.tokenization.tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 
 # A folder with none of these has no tokenizer; with any of them, what is missing is an error.
-TOKENIZER_FILES = ("*token*", "*vocab*", "*merges.txt", "spiece.model", "sentencepiece*", "tekken*")
+TOKENIZER_FILES = ("*token*", "*vocab*", "*merges.txt", "*.model", "sentencepiece*", "tekken*")
 NULL_TOKENIZER = re.compile(r"null:(\d{1,9})(?::(\d{1,9}))?", re.ASCII)
 
 
@@ -20,10 +20,10 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     """Loads a tokenizer.
 
     Args:
-        source: A folder with tokenizer.json, with GPT-2's vocabulary and merges, with a tokenizer.model of
-            SentencePiece or a vocabulary of tiktoken, or with any tokenizer that transformers (extra `hf`) can load.
-            Or one of its files. Or `null:N` for N ids whose text is their number; the next id ends a document, or the
-            one named by `null:N:ID`.
+        source: A folder with tokenizer.json; or with GPT-2's vocabulary and merges, a model of SentencePiece, or
+            Megatron's vocabulary for tiktoken, and nothing else; or with any tokenizer that transformers (extra `hf`)
+            can load. Or one of these files. Or `null:N` for N ids whose text is their number; the next id ends a
+            document, or the one named by `null:N:ID`.
 
     Returns:
         The tokenizer, with the model's chat template if there is one.
@@ -33,15 +33,17 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     """
     if match := NULL_TOKENIZER.fullmatch(str(source)):
         return _null_tokenizer(*match.groups())
-    folder = Path(source)
-    if folder.is_file() and has_tokenizer(folder.parent):
+    from kilotron.tokenization.vocabulary_files import load_vocabulary_file, load_vocabulary_files
+
+    folder = Path(source).expanduser()
+    if folder.is_file():
+        if (tokenizer := load_vocabulary_file(folder)) is not None:
+            return tokenizer
         folder = folder.parent
     if not folder.is_dir():
         raise TokenizerError(f"{folder} is not a folder: give the folder that holds tokenizer.json")
     if (folder / "tokenizer.json").is_file():
         return FastTokenizer.from_folder(folder)
-    from kilotron.tokenization.vocabulary_files import load_vocabulary_files
-
     if (tokenizer := load_vocabulary_files(folder)) is not None:
         return tokenizer
     from kilotron.tokenization.hf_tokenizer import load_hf_tokenizer

@@ -167,3 +167,9 @@ def _byte_level_alphabet() -> dict[str, int]:
     others = (byte for byte in range(256) if byte not in set(printable))
     alphabet.update({chr(0x100 + index): byte for index, byte in enumerate(others)})
     return alphabet
+
+
+@cache
+def byte_level_characters() -> dict[int, str]:
+    """Byte -> character of byte-level BPE."""
+    return {byte: character for character, byte in _byte_level_alphabet().items()}

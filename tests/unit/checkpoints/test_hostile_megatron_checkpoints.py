@@ -386,6 +386,13 @@ def test_entries_over_each_other_are_refused(tmp_path: Path) -> None:
     assert "over another one" in open_and_read(folder)
 
 
+@pytest.mark.parametrize("name", ["common.pt", ".metadata"])
+def test_an_empty_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    folder = write_dist(tmp_path / "c", stacked(model_tensors()), has_common_file=True)
+    (folder / name).write_bytes(b"")
+    assert f"{name}: expected " in open_and_read(folder)
+
+
 def test_a_file_of_an_old_torch_gets_a_remedy(tmp_path: Path) -> None:
     folder = tmp_path / "mp_rank_00"
     folder.mkdir()

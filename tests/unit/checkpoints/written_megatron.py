@@ -1,7 +1,10 @@
 """Writes small Megatron checkpoints of every layout out of one set of whole tensors, with torch's own writers."""
 
 import argparse
+import io
+import itertools
 import json
+import pickle
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +13,14 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
 ARGS = {"num_layers": 4, "hidden_size": 8, "swiglu": True, "untie_embeddings_and_output_weights": False}
 HIDDEN, FFN, QKV, VOCABULARY, LAYERS = 8, 12, 16, 32, 4
@@ -148,3 +159,34 @@ def save_dcp(folder: Path, state: Mapping[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that this is a single process
         dcp.save(dict(state), checkpoint_id=folder, planner=planner, no_dist=True)
+
+
+def write_pieces(folder: Path, tensors: Mapping[str, tuple[Tensor, tuple[int, ...]]], *, num_files: int = 2) -> Path:
+    """torch_dist as many ranks write it: each tensor in pieces of a size, which lie in the files in turn."""
+    folder.mkdir(parents=True)
+    metadata = Metadata({}, {}, {})
+    ends = [0] * num_files
+    for name, (tensor, sizes) in tensors.items():
+        chunks = []
+        steps = (range(0, whole, size) for whole, size in zip(tensor.shape, sizes, strict=True))
+        for number, offsets in enumerate(itertools.product(*steps)):
+            piece = tensor[
+                tuple(slice(start, start + size) for start, size in zip(offsets, sizes, strict=True))
+            ].clone()
+            chunks.append(ChunkStorageMetadata(torch.Size(offsets), piece.shape))
+            file = folder / f"__{number % num_files}_0.distcp"
+            with file.open("ab") as stream:
+                torch.save(piece, buffer := io.BytesIO())
+                stream.write(buffer.getvalue())
+            start, ends[number % num_files] = (
+                ends[number % num_files],
+                ends[number % num_files] + len(buffer.getvalue()),
+            )
+            place = _StorageInfo(file.name, start, len(buffer.getvalue()))
+            metadata.storage_data[MetadataIndex(name, offsets)] = place
+        properties = TensorProperties(tensor.dtype)
+        metadata.state_dict_metadata[name] = TensorStorageMetadata(properties, tensor.shape, chunks)
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    torch.save({"args": argparse.Namespace(**ARGS)}, folder / "common.pt")
+    (folder / "metadata.json").write_text(json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1}))
+    return folder

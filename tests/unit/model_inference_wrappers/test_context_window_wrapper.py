@@ -10,6 +10,8 @@ from kilotron.contexts.dynamic_context import DynamicInferenceContext
 from kilotron.engines.dynamic_engine import DynamicInferenceEngine
 from kilotron.engines.static_engine import MCoreEngine
 from kilotron.errors import ConfigError
+from kilotron.model_inference_wrappers.abstract_model_inference_wrapper import AbstractModelInferenceWrapper
+from kilotron.model_inference_wrappers.inference_wrapper_config import InferenceWrapperConfig
 from kilotron.sampling_params import SamplingParams
 from kilotron.text_generation_controllers.text_generation_controller import TextGenerationController
 from kilotron.tokenization import ByteTokenizer
@@ -129,3 +131,37 @@ def test_logits_of_the_wrong_shape_are_refused_with_the_shape() -> None:
 def test_what_is_no_wrapper_is_refused() -> None:
     with pytest.raises(ConfigError, match="put a GPTModel into a GPTInferenceWrapper"):
         TextGenerationController(Recurrent(), ByteTokenizer())
+
+
+class MegatronsOwn(AbstractModelInferenceWrapper):
+    """Written as for Megatron: its base class and config, and logits of the last token only."""
+
+    def __init__(self, model: nn.Module, inference_wrapper_config: Any) -> None:
+        super().__init__(model, inference_wrapper_config)
+
+    def prep_model_for_inference(self, prompts_tokens: Tensor | None = None) -> None:
+        self.model.eval()
+        self.prompts_tokens = prompts_tokens
+
+    def get_batch_for_context_window(self, context_start_position: int, context_end_position: int) -> Any:
+        return {"tokens": self.prompts_tokens[:, context_start_position:context_end_position]}
+
+    def run_one_forward_step(self, inference_input: Any) -> Tensor:
+        return self.model(inference_input["tokens"])[:, -1:]
+
+
+def test_a_wrapper_written_for_megatron_runs_as_it_is() -> None:
+    config = InferenceWrapperConfig(hidden_size=16, padded_vocab_size=VOCAB_SIZE, inference_max_requests=2)
+    controller = TextGenerationController(MegatronsOwn(Recurrent(), config), ByteTokenizer())
+    engine = MCoreEngine(text_generation_controller=controller)
+    prompts = [[1], [5, 6, 7, 8, 9] * 5]
+    requests = engine.generate(prompts, GREEDY)
+    assert [one.generated_tokens for one in requests] == [expected_tokens(prompt, 12) for prompt in prompts]
+    assert engine.context.max_batch_size == 2
+    scored = engine.generate([[1, 2, 3]], SamplingParams(max_tokens=0, return_log_probs=True))[0]
+    assert "for a window of 3 tokens" in str(scored.error)
+
+
+def test_a_wrapper_without_a_vocabulary_is_refused() -> None:
+    with pytest.raises(ConfigError, match="MegatronsOwn has no vocab_size"):
+        TextGenerationController(MegatronsOwn(Recurrent(), None), ByteTokenizer())

@@ -1,7 +1,7 @@
 """BeamWorld: plays engine, model and users to a Scheduler with beam searches among ordinary requests.
 
-As in SchedulerWorld the KV cache holds what each value was computed from, so a beam that would read anything but its own
-history is seen. Which beam goes on with what is drawn at random, within what a search may decide.
+As in SchedulerWorld the KV cache holds what each value was computed from, so a beam that would read anything but its
+own history is seen. Which beam goes on with what is drawn at random, within what a search may decide.
 """
 
 import itertools
@@ -148,7 +148,8 @@ class BeamWorld:
         assert self.scheduler.check_ledger() == []
         assert self.scheduler.num_unfinished == len(self.searches)
         for item in self.scheduler.running:
-            assert item.token_ids == self.searches[item.request.request_id].beams[item.beam]
+            index = item.place.index if item.place is not None else 0
+            assert item.token_ids == self.searches[item.request.request_id].beams[index]
 
     def _check_plan(self, plan: StepPlan) -> None:
         logits = sum(row.needs_logits for row in plan.rows)
@@ -186,11 +187,13 @@ class BeamWorld:
         return tokens, moves
 
     def _advance(self, search: Search) -> list[BeamMove]:
-        """Any beams go on with any live ones as parents; no two get the same tokens."""
+        """Any beams go on with any live ones as parents; those of diverse groups may even get the same tokens."""
         choices = [(parent, token) for parent in search.live for token in range(3)]
         width = len(search.beams)
         count = self.random.choice([width, width, self.random.randint(1, width)])
         chosen = self.random.sample(choices, min(count, len(choices)))
+        if self.random.random() < 0.2:
+            chosen = self.random.choices(choices, k=count)
         places = self.random.sample(range(width), len(chosen))
         if self.random.random() < 0.5:
             places.sort()

@@ -1,5 +1,6 @@
-"""Beam searches among ordinary requests, in any order of events and with little memory; see BeamWorld for what holds."""
+"""Beam searches among ordinary requests, in any order of events, with little memory; see BeamWorld for what holds."""
 
+import contextlib
 import random
 
 import pytest
@@ -46,10 +47,8 @@ class BeamMachine(RuleBasedStateMachine):
         timeout=st.none() | st.integers(1, 9),
     )
     def add(self, **request: object) -> None:
-        try:
+        with contextlib.suppress(QueueFullError, RequestNeverFitsError):
             self.world.add(**request)
-        except (QueueFullError, RequestNeverFitsError):
-            pass
 
     @rule(count=st.integers(1, 4))
     def step(self, count: int) -> None:

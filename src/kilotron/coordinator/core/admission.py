@@ -81,7 +81,7 @@ class Admission:
             limit = _QUEUED_CACHES * self._router.num_cached_tokens_possible
         seconds = self._metrics.seconds_for(self._ledger.num_queued_tokens)
         retry_after_s = min(max(seconds, _SHORTEST_RETRY_S), _LONGEST_RETRY_S)
-        self._ledger.check_queue(len(submission.prompt_tokens), limit, retry_after_s)
+        self._ledger.check_queue(submission.num_input_tokens, limit, retry_after_s)
 
 
 def _read(submission: Submission) -> tuple[int, int]:

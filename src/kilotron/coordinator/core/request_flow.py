@@ -185,7 +185,7 @@ class RequestFlow:
     def _choose(self, request: TrackedRequest) -> str | None:
         submission = request.submission
         return self._router.choose(
-            request.num_choices, len(submission.prompt_tokens), submission.block_hashes, request.lost_on
+            request.num_choices, submission.num_input_tokens, submission.block_hashes, request.lost_on
         )
 
     def _start(self, request: TrackedRequest, replica: str, now: float) -> None:
@@ -195,7 +195,7 @@ class RequestFlow:
             self._router.remove(replica)
             return
         expected = min(submission.max_generated, int(self._metrics.mean_generation_tokens) or _EXPECTED_TOKENS)
-        request.num_outstanding = len(submission.prompt_tokens) + request.num_choices * expected
+        request.num_outstanding = submission.num_input_tokens + request.num_choices * expected
         self._router.take(replica, request.num_choices, request.num_outstanding)
         self._ledger.assign(request, replica, now)
         self._ended.ran_on(request.request_id, replica)

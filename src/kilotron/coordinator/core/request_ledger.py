@@ -54,7 +54,7 @@ class TrackedRequest:
 
     @property
     def num_prompt_tokens(self) -> int:
-        return len(self.submission.prompt_tokens)
+        return self.submission.num_input_tokens
 
 
 class RequestLedger:
