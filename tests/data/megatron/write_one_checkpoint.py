@@ -297,7 +297,9 @@ def make_optimizer(model: torch.nn.Module, args: Any) -> tuple[Any, Any]:
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-    config = OptimizerConfig(optimizer="adam", lr=0.0, min_lr=0.0, clip_grad=0.0, bf16=False, fp16=False, use_distributed_optimizer=False)
+    config = OptimizerConfig(
+        optimizer="adam", lr=0.0, min_lr=0.0, clip_grad=0.0, bf16=False, fp16=False, use_distributed_optimizer=False
+    )
     model.ddp_config = DistributedDataParallelConfig()
     optimizer = get_megatron_optimizer(config, [model], use_gloo_process_groups=True)
     for parameter in model.parameters():
@@ -375,8 +377,10 @@ def run_old(job: dict[str, Any]) -> None:
 
 def run_new(job: dict[str, Any]) -> None:
     args = parse_megatron_args([*job["flags"], "--save", job["folder"]])
-    with open(job["args_file"], "wb") as file:
-        pickle.dump(args, file)
+    args.ckpt_format = job["format"]
+    if args.rank == 0:
+        with open(job["args_file"], "wb") as file:
+            pickle.dump(args, file)
     initialize_parallel(
         args.tensor_model_parallel_size,
         args.pipeline_model_parallel_size,
