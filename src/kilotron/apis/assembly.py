@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,8 +67,6 @@ class _Origin(NamedTuple):
     fingerprint: str
     weights_bytes: int
     tokenizer_source: str | None
-    vocab_size: int
-    """Logits that are tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +120,7 @@ def assemble(
     if isinstance(model, GPTModel):
         chosen = choose_tokenizer(tokenizer, None)
         model_hash = blake2b(repr(model.config).encode(), digest_size=16).hexdigest()
-        origin = _Origin("model", model_hash, 0, chosen.source, model.config.vocab_size)
+        origin = _Origin("model", model_hash, 0, chosen.source)
         return _build(model, chosen.tokenizer, _resolve_ready(model, config), {}, parts, phases, origin)
     source = BUNDLED_MODEL if model is None else model
     if not isinstance(source, str | Path):
@@ -140,12 +138,12 @@ def assemble(
         resolved = resolve(config, facts, machine)
         with phases.measure("tokenizer"):
             chosen = choose_tokenizer(tokenizer, checkpoint)
+            num_tokens = count_tokens(checkpoint, chosen.tokenizer, model_config.vocab_size)
+            model_config = replace(model_config, unpadded_vocab_size=num_tokens)
         model_class = GPTModel if model_config.encoder_decoder is None else EncoderDecoderModel
         built = model_class(model_config, parts.kernels(kernels), resolved.max_sequence_length)
         _load(built, checkpoint, resolved, phases, on_progress)
-        vocab_size = count_tokens(checkpoint, chosen.tokenizer, model_config.vocab_size)
-        model_hash = fingerprint(checkpoint)
-        origin = _Origin(str(source), model_hash, checkpoint.total_bytes, chosen.source, vocab_size)
+        origin = _Origin(str(source), fingerprint(checkpoint), checkpoint.total_bytes, chosen.source)
         return _build(built, chosen.tokenizer, resolved, checkpoint.generation_config, parts, phases, origin)
 
 
@@ -236,14 +234,14 @@ def _build(
         )
     table = SamplingTable(
         max_requests=options.max_requests,
-        vocab_size=origin.vocab_size,
+        vocab_size=model.config.num_tokens,
         padded_vocab_size=model.config.vocab_size,
         device=model.kernels.device,
     )
     sampler = Sampler(table, model.kernels, logprobs_mode=options.logprobs_mode)
     controller = parts.controller(wrapper, tokenizer, table=table, sampler=sampler)
     limits = RequestLimits(
-        vocab_size=origin.vocab_size,
+        vocab_size=model.config.num_tokens,
         max_sequence_length=config.max_sequence_length,
         eos_ids=_eos_ids(generation_config, model.config, tokenizer),
         encoder=make_encoder_limits(wrapper, tokenizer, max_encoder_length),

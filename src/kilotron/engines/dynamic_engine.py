@@ -100,7 +100,7 @@ class DynamicInferenceEngine(AbstractEngine):
 
     def num_requests_done(self) -> float:
         """How much of the running requests is done, in requests, if they take all the tokens they may."""
-        running = [item.request for item in self.scheduler.running]
+        running = [item.request for item in self.scheduler.running if item is item.family[0]]
         return sum(request.generated_length / request.max_generated for request in running if request.max_generated)
 
     @property

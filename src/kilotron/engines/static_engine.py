@@ -212,11 +212,13 @@ class StaticInferenceEngine(AbstractEngine):
         return request if given is None else _filled_in(given, request)
 
     def _run_batch(self, batch: list[InferenceRequest]) -> None:
+        started: list[InferenceRequest] = []
         try:
             for request in batch:
                 if not request.is_finished:  # an abort may be quicker
                     self.loop.add_request(request, listener=self._listen)
-            while any(not choice.is_finished for request in batch for choice in request.choices):
+                    started += request.choices
+            while any(not choice.is_finished for choice in started):
                 run_uninterrupted(self.loop.step)
         finally:
             for request in batch:

@@ -60,6 +60,7 @@ def _try(name: str, config: TransformerConfig) -> tuple[dict[str, Any], list[str
         values = {"architectures": [name], "model_type": candidate.model_type, **candidate.write(config)}
         # Also when there are no ids, since the classes' own may lie outside the vocabulary.
         values |= {"bos_token_id": config.bos_token_id, "eos_token_id": end[0] if len(end) == 1 else [*end] or None}
+        values |= {"pad_token_id": None}
         values |= {"dtype": dtype, "torch_dtype": dtype}
         return values, differences(ARCHITECTURES[name].read_config(ConfigFields(values)), config)
     except CheckpointError as error:

@@ -377,8 +377,10 @@ def run_old(job: dict[str, Any]) -> None:
 
 def run_new(job: dict[str, Any]) -> None:
     args = parse_megatron_args([*job["flags"], "--save", job["folder"]])
-    with open(job["args_file"], "wb") as file:
-        pickle.dump(args, file)
+    args.ckpt_format = job["format"]
+    if args.rank == 0:
+        with open(job["args_file"], "wb") as file:
+            pickle.dump(args, file)
     initialize_parallel(
         args.tensor_model_parallel_size,
         args.pipeline_model_parallel_size,

@@ -279,6 +279,7 @@ def test_what_is_on_the_disk_must_be_what_was_read(source: Path, tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_conversion_goes_on(source: Path, tmp_path: Path) -> None:
     script = (
         "import os, signal, sys\n"

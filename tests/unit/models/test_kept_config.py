@@ -1,0 +1,63 @@
+"""Tests of the config.json that Megatron's arguments keep: what it adds, and when it is not believed."""
+
+import json
+from typing import Any
+
+import pytest
+
+from kilotron.errors import CheckpointError, UnknownArchitectureError
+from kilotron.models.huggingface_config import write_huggingface_config
+from kilotron.models.megatron_args import megatron_args
+from kilotron.models.registry import read_transformer_config
+from kilotron.models.transformer_config import TransformerConfig
+
+GEMMA: dict[str, Any] = {
+    "architectures": ["Gemma2ForCausalLM"],
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 32,
+    "eos_token_id": 1,
+}
+
+
+def saved(**changed: Any) -> TransformerConfig:
+    """What is read of the arguments of a converted Gemma, some of them changed."""
+    args = megatron_args(read_transformer_config(GEMMA)) | {"hf_config_json": json.dumps(GEMMA)}
+    return read_transformer_config({"architectures": ["MegatronGPT"], **args, **changed})
+
+
+def test_it_says_what_megatrons_arguments_cannot() -> None:
+    assert saved() == read_transformer_config(GEMMA)
+    assert saved().norm_placement == "sandwich"
+
+
+def test_sizes_of_the_vocabulary_and_the_dtype_may_change() -> None:
+    config = saved(padded_vocab_size=128, bf16=True, params_dtype="bfloat16")
+
+    assert config.vocab_size == 128
+    assert str(config.params_dtype) == "torch.bfloat16"
+    assert config.norm_placement == "sandwich"
+
+
+@pytest.mark.parametrize("changed", [{"ffn_hidden_size": 32}, {"rotary_base": 5000}, {"layernorm_epsilon": 1e-3}])
+def test_arguments_that_contradict_it_count(changed: dict[str, Any]) -> None:
+    assert saved(**changed).norm_placement == "pre"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"architectures": ["Unheard"]}', '{"architectures": 3}', None, 7])
+def test_a_text_that_is_no_config_is_passed_over(text: Any) -> None:
+    assert saved(hf_config_json=text).norm_placement == "pre"
+
+
+def test_a_structure_that_no_architecture_has_is_refused_with_the_nearest() -> None:
+    with pytest.raises(CheckpointError, match=r"comes nearest, and differs in .*norm_placement"):
+        write_huggingface_config(read_transformer_config(GEMMA))
+
+
+def test_an_architecture_that_is_not_written_is_refused_by_name() -> None:
+    with pytest.raises(UnknownArchitectureError, match="'Gemma2ForCausalLM'"):
+        write_huggingface_config(read_transformer_config(GEMMA), "Gemma2ForCausalLM")
