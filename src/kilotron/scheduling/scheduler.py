@@ -334,6 +334,8 @@ class Scheduler:
             self.counts.encode(item.cross)
         if item.request.timings.admitted is None:
             item.request.num_cached_tokens = item.num_computed
+            if item.cross is not None and item.cross.is_computed:
+                item.request.num_cached_tokens += len(item.cross.token_ids)
             may_read_cache = limits.enable_prefix_caching and not item.scores_prompt
             self.counts.admit(item, may_read_cache=may_read_cache)
         for each in item.family:
