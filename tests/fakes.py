@@ -89,7 +89,8 @@ def fill_weights(
         for name, parameter in list(module.named_parameters(recurse=False)):
             values = torch.randn(parameter.shape, generator=generator) * 0.3
             is_norm = name == "weight" and parameter.ndim == 1
-            setattr(module, name, nn.Parameter((values + is_norm).to(dtype), requires_grad=False))
+            kept = torch.float32 if name in getattr(module, "float32_parameters", ()) else dtype
+            setattr(module, name, nn.Parameter((values + is_norm).to(kept), requires_grad=False))
     for module in model.modules():
         if isinstance(module, Linear | Experts):
             if rounding is not None:

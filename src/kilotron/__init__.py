@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kilotron.engines.dynamic_engine import DynamicInferenceEngine
     from kilotron.engines.static_engine import MCoreEngine, StaticInferenceEngine
     from kilotron.errors import KilotronError
-    from kilotron.inference_request import InferenceRequest, Status
+    from kilotron.inference_request import DynamicInferenceRequest, InferenceRequest, Status
     from kilotron.model_inference_wrappers.abstract_model_inference_wrapper import AbstractModelInferenceWrapper
     from kilotron.model_inference_wrappers.gpt_inference_wrapper import GPTInferenceWrapper
     from kilotron.model_inference_wrappers.inference_wrapper_config import InferenceWrapperConfig
@@ -41,6 +41,7 @@ _HOMES = {
     "DataParallelInferenceCoordinator": "kilotron.coordinator.coordinator",
     "DynamicInferenceContext": "kilotron.contexts.dynamic_context",
     "DynamicInferenceEngine": "kilotron.engines.dynamic_engine",
+    "DynamicInferenceRequest": "kilotron.inference_request",
     "GPTInferenceWrapper": "kilotron.model_inference_wrappers.gpt_inference_wrapper",
     "InferenceClient": "kilotron.coordinator.inference_client",
     "InferenceConfig": "kilotron.config",
@@ -74,6 +75,7 @@ __all__ = [
     "DataParallelInferenceCoordinator",
     "DynamicInferenceContext",
     "DynamicInferenceEngine",
+    "DynamicInferenceRequest",
     "GPTInferenceWrapper",
     "InferenceClient",
     "InferenceConfig",

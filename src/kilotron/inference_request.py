@@ -69,8 +69,10 @@ class BeamResult:
     text: str
     score: float
     """`cumulative_log_prob` over the length to the power of `length_penalty`."""
+    log_probs: list[float]
+    """One per token, as minimum length, bad words and penalties left them."""
     cumulative_log_prob: float
-    """Sum of its tokens' log-probabilities, as minimum length, bad words and penalties left them."""
+    """Their sum."""
     finish_reason: str
     """"stop", "length", or that of the request where it did not get to its end."""
 
@@ -167,3 +169,7 @@ class InferenceRequest:
     def tpot(self) -> float | None:
         """Seconds per token after the first."""
         return self.timings.tpot_s(len(self.generated_tokens))
+
+
+DynamicInferenceRequest = InferenceRequest
+"""Megatron's name of a request of its dynamic engine; here all engines have the same."""

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from fakes import kv_gigabytes, make_llm, make_model
+from fakes import TINY_CONFIG, kv_gigabytes, make_llm, make_model
 from kilotron.inference_request import InferenceRequest
 from kilotron.kernels.reference.backend import ReferenceBackend
 from kilotron.models.gpt_model import GPTModel
 from kilotron.models.quantization.rounding import Rounding
+from kilotron.models.transformer_config import LatentAttention
 from kilotron.sampling_params import SamplingParams
 from unit.kernels.cpu_backends import ISAS, make_cpu
 
@@ -36,6 +37,36 @@ MODELS: dict[str, dict[str, Any]] = {
         "activation": "gelu_tanh",
     },
     "experts": {"num_moe_experts": 4, "moe_router_topk": 2, "moe_ffn_hidden_size": 24},
+    "latent-experts": {
+        "latent_attention": LatentAttention(
+            q_lora_rank=24, kv_lora_rank=16, qk_head_dim=12, qk_pos_emb_head_dim=8, v_head_dim=10
+        ),
+        "num_query_groups": TINY_CONFIG["num_attention_heads"],
+        "kv_channels": 20,
+        "num_moe_experts": 8,
+        "moe_router_topk": 4,
+        "moe_ffn_hidden_size": 24,
+        "moe_router_score_function": "sigmoid",
+        "moe_router_float32": True,
+        "moe_router_enable_expert_bias": True,
+        "moe_router_num_groups": 4,
+        "moe_router_group_topk": 2,
+        "moe_shared_expert_intermediate_size": 40,
+        "moe_shared_expert_gate": True,
+    },
+    "sinks-and-clamps": {
+        "softmax_type": "learnable",
+        "layer_windows": (24, None),
+        "no_rope_layers": (False, True),
+        "activation": "quick_gelu",
+        "activation_clamp": 1.0,
+        "glu_linear_offset": 1.0,
+        "add_mlp_bias": True,
+        "add_router_bias": True,
+        "num_moe_experts": 4,
+        "moe_router_topk": 2,
+        "moe_ffn_hidden_size": 24,
+    },
     "int8": {"rounding": Rounding(8, None), "ffn_hidden_size": 60},
     "int4": {"rounding": Rounding(4, 32), "hidden_size": 64, "ffn_hidden_size": 96},
     "int4-experts": {
@@ -53,6 +84,8 @@ ON_CPU = [
     ("mha-learned-positions", "float32"),
     ("windows-and-softcaps", "float32"),
     ("experts", "bfloat16"),
+    ("latent-experts", "bfloat16"),
+    ("sinks-and-clamps", "bfloat16"),
     ("int8", "bfloat16"),
     ("int4", "float32"),
 ]
@@ -60,6 +93,8 @@ ONLY_SLOW = [
     ("gqa", "float16"),
     ("windows-and-softcaps", "bfloat16"),
     ("experts", "float32"),
+    ("latent-experts", "float32"),
+    ("sinks-and-clamps", "float32"),
     ("int4-experts", "bfloat16"),
 ]
 
@@ -165,7 +200,8 @@ def test_with_other_block_sizes(model: GPTModel, plain: list[Any], block_size: i
 def test_when_preempted(model: GPTModel, plain: list[Any]) -> None:
     itemsize = next(model.parameters()).dtype.itemsize
     config = model.config
-    num_blocks = 26 * config.num_query_groups // 2
+    usual = TINY_CONFIG["num_query_groups"] * TINY_CONFIG["kv_channels"]
+    num_blocks = 26 * config.num_query_groups * config.kv_channels // usual
     with make_llm(model, buffer_size_gb=kv_gigabytes(num_blocks, itemsize=itemsize), max_tokens=48) as llm:
         requests = llm.generate(PROMPTS, PARAMS)
         assert llm.engine.scheduler.num_preemptions > 0

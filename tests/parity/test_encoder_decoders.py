@@ -93,12 +93,15 @@ def few_blocks(llm: MegatronLLM) -> float:
 
 
 def test_greedy_tokens_and_their_log_probs_are_those_of_transformers(subject: Subject) -> None:
+    forced = CASES[subject.name].forced_bos_token_id
+    num_forced = 0 if forced is None else 1
     for encoder_tokens, request in zip(INPUTS, subject.plain, strict=True):
-        logits = subject.logits(encoder_tokens, request.prompt_tokens + request.generated_tokens)
-        logits = logits[len(request.prompt_tokens) - 1 : -1]
-        assert logits.argmax(-1).tolist() == request.generated_tokens
-        expected = logits.double().log_softmax(-1)[range(NUM_STEPS), request.generated_tokens]
-        assert_close(torch.tensor(request.generated_log_probs), expected, logits)
+        tokens, log_probs = request.generated_tokens, request.generated_log_probs or []
+        assert (tokens[:num_forced], log_probs[:num_forced]) == ([forced] * num_forced, [0.0] * num_forced)
+        logits = subject.logits(encoder_tokens, request.prompt_tokens + tokens)[num_forced:-1]
+        assert logits.argmax(-1).tolist() == tokens[num_forced:]
+        expected = logits.double().log_softmax(-1)[range(NUM_STEPS - num_forced), tokens[num_forced:]]
+        assert_close(torch.tensor(log_probs[num_forced:]), expected, logits)
 
 
 def test_scores_of_a_decoders_prompt_are_those_of_transformers_in_chunks_too(subject: Subject) -> None:

@@ -40,6 +40,7 @@ class EncoderDecoderCase(NamedTuple):
     family: str
     fields: dict[str, Any]
     has_own_output_layer: bool = False
+    forced_bos_token_id: int | None = None
 
     @property
     def has_equal_depths(self) -> bool:
@@ -55,7 +56,7 @@ CASES: dict[str, EncoderDecoderCase] = {
     "umt5": EncoderDecoderCase("UMT5", T5 | {"feed_forward_proj": "gated-gelu"}),
     "bart": EncoderDecoderCase("Bart", BART),
     "bart-forced": EncoderDecoderCase(
-        "Bart", BART | {"scale_embedding": True, "forced_bos_token_id": 5, "forced_eos_token_id": 2}
+        "Bart", BART | {"scale_embedding": True, "forced_eos_token_id": 2}, forced_bos_token_id=5
     ),
 }
 
@@ -74,6 +75,8 @@ def make_tiny_encoder_decoder(name: str, folder: Path) -> PreTrainedModel:
         parameter.data = values + 1 if parameter.ndim == 1 and not parameter_name.endswith("bias") else values
     if case.family == "Bart":
         model.final_logits_bias.copy_(torch.randn((1, VOCAB_SIZE), generator=generator))
+    if model.generation_config is not None:
+        model.generation_config.forced_bos_token_id = case.forced_bos_token_id
     model = model.eval()
     model.save_pretrained(folder)
     return model

@@ -31,6 +31,7 @@ from kilotron.tokenization import ByteTokenizer
 
 GREEDY = SamplingParams(temperature=0.0, num_tokens_to_generate=12, ignore_eos=True)
 SAMPLED = SamplingParams(temperature=1.0, seed=5, n=3, num_tokens_to_generate=9, logprobs=2, prompt_logprobs=2)
+BEAMS = SamplingParams(beam_width=4, num_return_gen=3, num_tokens_to_generate=9, logprobs=0)
 PROMPTS = ["one", "two and more", [7, 8, 9]]
 
 
@@ -66,12 +67,12 @@ def served() -> Iterator[MegatronLLM]:
 
 def test_through_a_coordinator_everything_is_as_without_one(direct: MegatronLLM) -> None:
     with make_local() as llm:
-        for params in (GREEDY, SAMPLED):
+        for params in (GREEDY, SAMPLED, BEAMS):
             for ours, theirs in zip(llm.generate(PROMPTS, params), direct.generate(PROMPTS, params), strict=True):
                 for mine, other in zip(ours.choices, theirs.choices, strict=True):
                     for field in (
                         "generated_tokens generated_text generated_log_probs generated_top_n_logprobs prompt_log_probs "
-                        "prompt_top_n_logprobs finish_reason stop_reason status prompt_tokens prompt"
+                        "beams prompt_top_n_logprobs finish_reason stop_reason status prompt_tokens prompt"
                     ).split():
                         assert getattr(mine, field) == getattr(other, field), field
         streamed = list(llm.generate_stream("one", GREEDY))

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +18,14 @@ from kilotron.checkpoints.checkpoint import Checkpoint
 from kilotron.checkpoints.open_checkpoint import open_checkpoint
 from kilotron.checkpoints.read_ahead import start_reading_ahead
 from kilotron.config import InferenceConfig, MachineFacts, ModelFacts, ResolvedConfig, resolve
+from kilotron.engines.default_parts import make_encoder_limits
 from kilotron.engines.dynamic_engine import DynamicInferenceEngine
-from kilotron.engines.encoder_intake import EncoderLimits
 from kilotron.engines.request_intake import RequestIntake, RequestLimits
 from kilotron.errors import ConfigError, SamplingParamsError
 from kilotron.kernels.interface import KernelBackend, KVShape
 from kilotron.kernels.registry import choose_backend, choose_device
 from kilotron.models.config_fields import ConfigFields
+from kilotron.models.encoder_decoder_architectures import with_generation_config
 from kilotron.models.encoder_decoder_model import EncoderDecoderModel
 from kilotron.models.gpt_model import GPTModel
 from kilotron.models.quantization.formats import find_format
@@ -66,8 +67,6 @@ class _Origin(NamedTuple):
     fingerprint: str
     weights_bytes: int
     tokenizer_source: str | None
-    vocab_size: int
-    """Logits that are tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +120,7 @@ def assemble(
     if isinstance(model, GPTModel):
         chosen = choose_tokenizer(tokenizer, None)
         model_hash = blake2b(repr(model.config).encode(), digest_size=16).hexdigest()
-        origin = _Origin("model", model_hash, 0, chosen.source, model.config.vocab_size)
+        origin = _Origin("model", model_hash, 0, chosen.source)
         return _build(model, chosen.tokenizer, _resolve_ready(model, config), {}, parts, phases, origin)
     source = BUNDLED_MODEL if model is None else model
     if not isinstance(source, str | Path):
@@ -132,18 +131,19 @@ def assemble(
         start_reading_ahead(_files_to_read_ahead(checkpoint))
         kernels, machine = _choose_machine(config)
         model_config = read_transformer_config(checkpoint.config, checkpoint.tensors)
+        model_config = with_generation_config(model_config, checkpoint.generation_config)
         stored_format = find_format(checkpoint.config)
         description = None if stored_format is None else stored_format.description
         facts = _model_facts(model_config)._replace(quantization=description)
         resolved = resolve(config, facts, machine)
         with phases.measure("tokenizer"):
             chosen = choose_tokenizer(tokenizer, checkpoint)
+            num_tokens = count_tokens(checkpoint, chosen.tokenizer, model_config.vocab_size)
+            model_config = replace(model_config, unpadded_vocab_size=num_tokens)
         model_class = GPTModel if model_config.encoder_decoder is None else EncoderDecoderModel
         built = model_class(model_config, parts.kernels(kernels), resolved.max_sequence_length)
         _load(built, checkpoint, resolved, phases, on_progress)
-        vocab_size = count_tokens(checkpoint, chosen.tokenizer, model_config.vocab_size)
-        model_hash = fingerprint(checkpoint)
-        origin = _Origin(str(source), model_hash, checkpoint.total_bytes, chosen.source, vocab_size)
+        origin = _Origin(str(source), fingerprint(checkpoint), checkpoint.total_bytes, chosen.source)
         return _build(built, chosen.tokenizer, resolved, checkpoint.generation_config, parts, phases, origin)
 
 
@@ -213,7 +213,9 @@ def _build(
     origin: "_Origin",
 ) -> Assembly:
     options = config.options
-    encoder = _encoder_limits(model.config, config, tokenizer)
+    wrapper = parts.wrapper(model)
+    # An encoder's input is computed in one step, together with a token of the decoder.
+    max_encoder_length = min(config.max_sequence_length, config.max_tokens - 1) if wrapper.encoder_decoder else 0
     shape = KVShape(
         num_layers=model.config.num_layers,
         num_blocks=config.num_blocks,
@@ -228,21 +230,21 @@ def _build(
             model.kernels,
             max_requests=options.max_requests,
             max_sequence_length=config.max_sequence_length,
-            max_encoder_length=0 if encoder is None else encoder.max_encoder_length,
+            max_encoder_length=max_encoder_length,
         )
     table = SamplingTable(
         max_requests=options.max_requests,
-        vocab_size=origin.vocab_size,
+        vocab_size=model.config.num_tokens,
         padded_vocab_size=model.config.vocab_size,
         device=model.kernels.device,
     )
     sampler = Sampler(table, model.kernels, logprobs_mode=options.logprobs_mode)
-    controller = parts.controller(parts.wrapper(model), tokenizer, table=table, sampler=sampler)
+    controller = parts.controller(wrapper, tokenizer, table=table, sampler=sampler)
     limits = RequestLimits(
-        vocab_size=origin.vocab_size,
+        vocab_size=model.config.num_tokens,
         max_sequence_length=config.max_sequence_length,
         eos_ids=_eos_ids(generation_config, model.config, tokenizer),
-        encoder=encoder,
+        encoder=make_encoder_limits(wrapper, tokenizer, max_encoder_length),
     )
     intake = RequestIntake(controller, limits, random_seed=options.random_seed)
     scheduler = parts.scheduler(_scheduler_limits(config), config.num_blocks)
@@ -273,23 +275,6 @@ def _scheduler_limits(config: ResolvedConfig) -> SchedulerLimits:
         aging_steps=options.aging_steps,
         enable_prefix_caching=options.enable_prefix_caching,
         enable_chunked_prefill=options.enable_chunked_prefill,
-    )
-
-
-def _encoder_limits(
-    model: TransformerConfig, config: ResolvedConfig, tokenizer: Tokenizer | None
-) -> EncoderLimits | None:
-    """An encoder's input is computed in one step, together with a token of the decoder."""
-    own = model.encoder_decoder
-    if own is None:
-        return None
-    start = own.decoder_start_token_id
-    if start is None and tokenizer is not None:
-        start = tokenizer.bos_id
-    return EncoderLimits(
-        max_encoder_length=min(config.max_sequence_length, config.max_tokens - 1),
-        decoder_start_token_id=start,
-        has_fixed_start=own.decoder_start_token_id is not None,
     )
 
 

@@ -52,34 +52,26 @@ def wrap_model(model: GPTModel) -> GPTInferenceWrapper:
 
 def make_controller(wrapper: GPTInferenceWrapper, *arguments: Any, **options: Any) -> TextGenerationController:
     """The controller for a model's kind; see the classes for the arguments."""
-    own = wrapper.model.config.encoder_decoder
-    if own is None:
-        return TextGenerationController(wrapper, *arguments, **options)
-    return EncoderDecoderTextGenerationController(
-        wrapper,
-        *arguments,
-        forced_bos_token_id=own.forced_bos_token_id,
-        forced_eos_token_id=own.forced_eos_token_id,
-        **options,
-    )
+    kind = TextGenerationController if wrapper.encoder_decoder is None else EncoderDecoderTextGenerationController
+    return kind(wrapper, *arguments, **options)
 
 
 def profiled_parts(trace: Trace) -> EngineParts:
     """The same, all with their times in one trace."""
     from kilotron.engines.profiled_engine import (
         ProfiledContext,
-        ProfiledController,
         ProfiledEngine,
         ProfiledScheduler,
-        ProfiledWrapper,
+        make_profiled_controller,
+        wrap_profiled_model,
     )
     from kilotron.kernels.profiling import ProfiledBackend
 
     return EngineParts(
         kernels=partial(ProfiledBackend, trace=trace),
-        wrapper=partial(ProfiledWrapper, trace=trace),
+        wrapper=partial(wrap_profiled_model, trace=trace),
         context=partial(ProfiledContext, trace=trace),
-        controller=partial(ProfiledController, trace=trace),
+        controller=partial(make_profiled_controller, trace=trace),
         scheduler=partial(ProfiledScheduler, trace=trace),
         engine=partial(ProfiledEngine, trace=trace),
         trace=trace,

@@ -42,15 +42,15 @@ def choose_tokenizer(asked: str | Path | Tokenizer | None, checkpoint: Checkpoin
     return ChosenTokenizer(asked, None)
 
 
-def count_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer | None, num_rows: int) -> int:
-    """How many of a model's `num_rows` logits are tokens.
+def count_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer | None, num_rows: int) -> int | None:
+    """How many of a model's `num_rows` logits are tokens; None where all count.
 
     Megatron pads its tables with rows that mean nothing. Other models' rows are all scored, as transformers does.
     """
     if not isinstance(checkpoint, MegatronCheckpoint):
-        return num_rows
+        return None
     known = checkpoint.args.get("vocab_size") if tokenizer is None else tokenizer.vocab_size
-    return min(known, num_rows) if isinstance(known, int) and known > 0 else num_rows
+    return known if isinstance(known, int) and 0 < known < num_rows else None
 
 
 def find_tokenizer(checkpoint: Checkpoint) -> str | None:

@@ -1,5 +1,6 @@
 """How a damaged checkpoint is reported: file, tensor, expected, found, in one form everywhere."""
 
+import reprlib
 from pathlib import Path
 
 from kilotron.errors import BrokenCheckpointError
@@ -21,5 +22,18 @@ def unreadable(file: Path, error: OSError, *, tensor: str | None = None) -> Brok
 
 def shown(value: object) -> str:
     """The value as Python writes it, cut to a readable length, control characters escaped."""
-    text = repr(value[: MAX_SHOWN_CHARACTERS + 1] if isinstance(value, str) else value)
+    text = repr(value[: MAX_SHOWN_CHARACTERS + 1]) if isinstance(value, str) else _BRIEF.repr(value)
     return text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "..."
+
+
+class _Brief(reprlib.Repr):
+    """Looks at no more of a value than is shown: a few bytes of a file can spell a value of any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 4
+        self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdict = 20
+        self.maxstring = self.maxother = self.maxlong = 2 * MAX_SHOWN_CHARACTERS
+
+
+_BRIEF = _Brief()

@@ -7,6 +7,7 @@ file only, so that nothing a pickle names is ever imported or called.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kilotron.checkpoints.mapped_file import MappedFile
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     import torch
 
 MAX_PATH_CHARACTERS = 4096
+MAX_MEMBER_CHARACTERS = 1000
+MAX_KEY_CHARACTERS = 10_000
+MAX_KEY_ITEMS = 64
 
 
 class RefusedPickleError(Exception):
@@ -80,6 +84,10 @@ class StoredTensor:
     dtype: str
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+
+    @property
+    def path(self) -> Path:
+        return self.file.file
 
     def view(self) -> "torch.Tensor":
         """The tensor, as a view of its file. Raises BrokenCheckpointError when the file has changed."""
@@ -206,16 +214,18 @@ def _member(owner: Any, name: Any) -> Inert:
     """How some versions of Python pickle an enum's member. Nothing is looked up."""
     if not isinstance(owner, Inert) or not isinstance(name, str):
         raise RefusedPickleError("a member of something that is not a class")
+    if len(owner.name) + len(name) > MAX_MEMBER_CHARACTERS:
+        raise RefusedPickleError("a member of a very long name")
     return Inert(f"{owner.name}.{name}")
 
 
-def as_key(value: Any, depth: int = 0) -> Any:
+def as_key(value: Any) -> Any:
     """A value as a key or member of a set: what is hashed in a moment. Raises RefusedPickleError for anything else."""
-    if isinstance(value, tuple) and depth < 4:
-        for item in value:
-            as_key(item, depth + 1)
-    elif not (value is None or isinstance(value, str | int | float | bytes | Inert | StorageType)):
-        raise RefusedPickleError(f"a {type(value).__name__} as a key")
+    for item in value if isinstance(value, tuple) and len(value) <= MAX_KEY_ITEMS else (value,):
+        if not (item is None or isinstance(item, str | int | float | bytes | Inert | StorageType)):
+            raise RefusedPickleError(f"a {type(item).__name__} as a key")
+        if isinstance(item, str | bytes) and len(item) > MAX_KEY_CHARACTERS:
+            raise RefusedPickleError(f"a key of {len(item)} characters")
     return value
 
 

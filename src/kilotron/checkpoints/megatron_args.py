@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from kilotron.checkpoints.damage import broken
+from kilotron.checkpoints.damage import broken, shown
 from kilotron.checkpoints.inert_values import Inert
 
 MAX_DEPTH = 12
 MAX_VALUES = 200_000
+CHARACTERS_OF_A_VALUE = 100  # a longer text counts as so many values
 MAX_SHOWN_ARGUMENTS = 5
 
 
@@ -38,7 +39,7 @@ class _PlainValues:
         self._num_values = 0
 
     def convert(self, value: Any, depth: int) -> Any:
-        self._num_values += 1
+        self._num_values += 1 + (len(value) // CHARACTERS_OF_A_VALUE if isinstance(value, str) else 0)
         if depth > MAX_DEPTH or self._num_values > MAX_VALUES:
             found = f"values nested deeper than {MAX_DEPTH}, or more than {MAX_VALUES} of them"
             raise broken(self._file, expected="plain saved arguments", found=found)
@@ -53,9 +54,14 @@ class _PlainValues:
         return self._text(value, depth)
 
     def _text(self, value: Any, depth: int) -> str:
+        """As a key, or in place of a value that JSON does not have."""
+        if isinstance(value, str):
+            return str(self.convert(value, depth))
         if not isinstance(value, Inert):
-            return value if isinstance(value, str) else repr(value)[: MAX_SHOWN_ARGUMENTS * 100]
+            return shown(value)
         if value.arguments is None:
             return value.name
         arguments = (str(self.convert(item, depth + 1)) for item in value.arguments[:MAX_SHOWN_ARGUMENTS])
-        return f"{value.name.rpartition('.')[2]}({', '.join(arguments)})"
+        text = f"{value.name.rpartition('.')[2]}({', '.join(arguments)})"
+        self._num_values += len(text) // CHARACTERS_OF_A_VALUE
+        return text

@@ -6,6 +6,7 @@ that are stored beside them. Does not know what the names mean.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -123,6 +124,7 @@ class DistributedCheckpoint:
             if self._is_wanted(name):
                 key = () if offsets is None else self._counts(name, offsets)
                 blobs.setdefault(name, {})[key] = self._blob(name, place)
+        _check_apart(blobs)
         return blobs
 
     def _blob(self, name: str, place: Inert) -> StoredBlob:
@@ -175,3 +177,14 @@ class DistributedCheckpoint:
         if not isinstance(dtype, TorchDtype) or dtype not in _FORMAT_NAMES:
             raise broken(self._metadata_file, tensor=name, expected="a dtype of torch", found=shown(dtype))
         return _FORMAT_NAMES[dtype]
+
+
+def _check_apart(blobs: Mapping[str, Mapping[Shape, StoredBlob]]) -> None:
+    """Refuses bytes that belong to two pieces."""
+    placed = [(blob, name) for name, pieces in blobs.items() for blob in pieces.values()]
+    placed.sort(key=lambda pair: (pair[0].file.file, pair[0].offset))
+    for (blob, name), (next_blob, next_name) in pairwise(placed):
+        end = blob.offset + blob.num_bytes
+        if blob.file is next_blob.file and end > next_blob.offset:
+            expected, found = f"to begin at byte {end} or later, after {shown(name)}", f"it at {next_blob.offset}"
+            raise broken(blob.file.file, tensor=next_name, expected=expected, found=found)

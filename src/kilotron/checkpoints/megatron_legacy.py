@@ -98,8 +98,7 @@ class LegacyCheckpoint:
         self.folder = folder
         self.files = MappedFiles()
         contents = {name: self._read(name) for name in _rank_folders(folder)}
-        self.common = next(iter(contents.values()))
-        args = self.common.get("args")
+        args = next(iter(contents.values())).get("args")
         if not isinstance(args, Inert):
             file = folder / next(iter(contents)) / WEIGHTS_FILE
             raise broken(file, expected="the saved arguments, `args`", found="none, so that the model is not known")
@@ -196,7 +195,7 @@ class LegacyCheckpoint:
             if match := EXPERT.fullmatch(name):
                 expert = rank.expert * num_experts[match[1]] + int(match[2])
                 whole_name = EXPERT.sub(rf"\g<1>.{expert}.\g<3>", whole_name)
-            yield whole_name, _Shard(tensor.file.file, tensor, _is_gated(name, tensors))
+            yield whole_name, _Shard(tensor.path, tensor, _is_gated(name, tensors))
 
     def _merged(self, name: str, by_rank: Mapping[tuple[int, int], _Shard]) -> ShardedTensor:
         """One tensor out of what the ranks hold of it."""

@@ -6,9 +6,10 @@ A name that is not known is kept as it is.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from kilotron.checkpoints.damage import broken
+from kilotron.checkpoints.shard_index import MAX_TENSORS
 from kilotron.checkpoints.sharded_tensor import ShardedTensor
 
 WRAPPER_PREFIX = re.compile(r"^(?:(?:model|module)\.)+")
@@ -64,6 +65,8 @@ def canonical_tensors(stored: Mapping[str, ShardedTensor]) -> dict[str, ShardedT
                 raise broken(
                     part.info.file, tensor=stored_name, expected=expected, found=f"also {tensors[canonical].name}"
                 )
+            if len(tensors) == MAX_TENSORS:
+                raise broken(part.info.file, expected=f"at most {MAX_TENSORS} tensors", found="more")
             tensors[canonical] = part
     for name in [name for name in tensors if name.endswith(GATE)]:
         _join_halves(tensors, name)
@@ -88,12 +91,14 @@ def _join_halves(tensors: dict[str, ShardedTensor], gate_name: str) -> None:
         del tensors[gate_name], tensors[name + UP]
 
 
-def _split(name: str, tensor: ShardedTensor) -> list[tuple[str, ShardedTensor]]:
+def _split(name: str, tensor: ShardedTensor) -> Iterator[tuple[str, ShardedTensor]]:
     if match := STACKED_LAYERS.match(name):
         layers, rest = match.groups()
-        parts = enumerate(tensor.split())
-        return [one for layer, part in parts for one in _split(f"{layers}.{layer}.{rest}", part)]
-    if match := STACKED_EXPERTS.match(name):
+        for layer, part in enumerate(tensor.split()):
+            yield from _split(f"{layers}.{layer}.{rest}", part)
+    elif match := STACKED_EXPERTS.match(name):
         experts, rest = match.groups()
-        return [(f"{experts}.local_experts.{expert}.{rest}", part) for expert, part in enumerate(tensor.split())]
-    return [(name, tensor)]
+        for expert, part in enumerate(tensor.split()):
+            yield f"{experts}.local_experts.{expert}.{rest}", part
+    else:
+        yield name, tensor

@@ -24,7 +24,7 @@ from kilotron.checkpoints.inert_values import (
 from kilotron.errors import BrokenCheckpointError
 
 MAX_PICKLE_BYTES = 512_000_000
-MAX_STEPS = 30_000_000  # opcodes, and items copied; about 20 s
+MAX_STEPS = 30_000_000  # opcodes, and items copied; half a minute, and 2 GB at worst
 MAX_NAME_CHARACTERS = 500
 MAX_INTEGER_BYTES = 1024
 
@@ -71,9 +71,7 @@ class _Machine:
         while self.position < num_bytes:
             opcode = data[self.position]
             self.position += 1
-            self.num_steps += 1
-            if self.num_steps > MAX_STEPS:
-                raise RefusedPickleError(f"more than {MAX_STEPS} steps")
+            self.spend(1)
             if opcode == STOP:
                 return self.stack.pop()
             action = ACTIONS.get(opcode)
@@ -98,8 +96,10 @@ class _Machine:
         return int.from_bytes(self.take(count), "little")
 
     def spend(self, num_items: int) -> None:
-        """Counts work that one opcode makes, so that few opcodes cannot make much."""
+        """Counts opcodes, and what they copy, so that few opcodes cannot make much."""
         self.num_steps += num_items
+        if self.num_steps > MAX_STEPS:
+            raise RefusedPickleError(f"more than {MAX_STEPS} steps")
 
     def pop_mark(self) -> list[Any]:
         items = self.stack
@@ -181,6 +181,7 @@ class _Machine:
         for part in (module, name):
             if type(part) is not str or not 0 < len(part) <= MAX_NAME_CHARACTERS:
                 raise RefusedPickleError("a class without a name")
+            self.spend(len(part))
         meaning = ALLOWED.get((module, name))
         if isinstance(meaning, TorchDtype | StorageType):
             self.push(meaning)
@@ -197,12 +198,13 @@ class _Machine:
         constructor = ALLOWED[target] if isinstance(target, AllowedName) else None
         if constructor is None or isinstance(constructor, TorchDtype | StorageType):
             raise RefusedPickleError(f"a call of a {type(target).__name__}")
-        self.spend(sum(len(argument) for argument in arguments if hasattr(argument, "__len__")))
+        self.spend(sum(map(_size, arguments)))
         self.push(constructor(*arguments))
 
     def call_with_keywords(self) -> None:
         keywords = self.stack.pop()
         if keywords:
+            self.spend(len(self.stack[-1]))
             self.stack[-1] = (*self.stack[-1], keywords)
         self.call()
 
@@ -228,6 +230,13 @@ class _Machine:
     def set_top(self, make: Callable[[list[Any]], Any]) -> None:
         items = self.pop_mark()
         self.push(make(items))
+
+
+def _size(value: Any) -> int:
+    """What a function may copy of it."""
+    if isinstance(value, Inert):
+        return len(value.name)
+    return len(value) if isinstance(value, str | bytes | list | tuple | dict | set | frozenset) else 1
 
 
 def _as_dict(items: list[Any]) -> dict[Any, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 
-from kilotron.checkpoints.damage import broken, shown
+from kilotron.checkpoints.damage import broken
 from kilotron.checkpoints.inert_values import StoredTensor
 from kilotron.checkpoints.safetensors_file import TORCH_NAME_OF_DTYPE
 from kilotron.checkpoints.safetensors_header import BITS_OF_DTYPE, MAX_COUNT, TensorInfo
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 MAX_CELLS = 50_000_000  # of the grid that all edges of a tensor's pieces make
 MIN_VIEWED_ELEMENTS = 65_536  # smaller ones are copied, so that they do not keep a file open
+MAX_SPLIT_PIECES = 10_000_000
 MAX_SPLIT = 100_000  # layers or experts in one stack
 
 
@@ -33,20 +34,6 @@ class Stored(Protocol):
     def path(self) -> Path: ...
     def view(self) -> "torch.Tensor":
         """The tensor, as a view of its file. Raises BrokenCheckpointError."""
-
-
-@dataclass(frozen=True, slots=True)
-class WholeTensor:
-    """A stored tensor that was found in order when its file was opened."""
-
-    tensor: StoredTensor
-
-    @property
-    def path(self) -> Path:
-        return self.tensor.file.file
-
-    def view(self) -> "torch.Tensor":
-        return self.tensor.view()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +93,7 @@ class ShardedTensor:
     def whole(cls, name: str, tensor: StoredTensor) -> Self:
         """A tensor that lies in one piece."""
         start = (0,) * len(tensor.shape)
-        return cls(name, tensor.dtype, tensor.shape, [Piece(WholeTensor(tensor), start, tensor.shape, start)])
+        return cls(name, tensor.dtype, tensor.shape, [Piece(tensor, start, tensor.shape, start)])
 
     @classmethod
     def checked(cls, name: str, dtype: str, shape: Shape, pieces: Sequence[Piece], file: Path) -> Self:
@@ -136,6 +123,9 @@ class ShardedTensor:
         if not self.shape or self.shape[0] > MAX_SPLIT:
             expected = f"a stack of at most {MAX_SPLIT} tensors"
             raise broken(self.info.file, tensor=self.name, expected=expected, found=f"shape {self.shape}")
+        if sum(piece.shape[0] for piece in self.pieces) > MAX_SPLIT_PIECES:
+            expected = f"at most {MAX_SPLIT_PIECES} pieces of layers"
+            raise broken(self.info.file, tensor=self.name, expected=expected, found=f"{len(self.pieces)} deep ones")
         pieces: list[list[Piece]] = [[] for _ in range(self.shape[0])]
         for piece in self.pieces:
             for index in range(piece.offsets[0], piece.offsets[0] + piece.shape[0]):
@@ -191,18 +181,20 @@ def _trouble(shape: Shape, pieces: Sequence[Piece]) -> str | None:
     if prod(len(places) for places in edges) > MAX_CELLS:
         return f"{len(pieces)} pieces whose edges do not meet"
     cell_of_edge = [{edge: cell for cell, edge in enumerate(places)} for places in edges]
-    counts = np.zeros([len(places) - 1 for places in edges], dtype=np.int32)
+    is_filled = np.zeros([len(places) - 1 for places in edges], dtype=np.bool_)
     for piece in pieces:
         cells = (
-            (cell_of_edge[axis][piece.offsets[axis]], cell_of_edge[axis][_end(piece, axis)])
-            for axis in range(len(shape))
+            slice(cell_of_edge[axis][offset], cell_of_edge[axis][_end(piece, axis)])
+            for axis, offset in enumerate(piece.offsets)
         )
-        counts[tuple(slice(first, last) for first, last in cells)] += 1
-    if (counts == 1).all():
+        box = is_filled[tuple(cells)]
+        if box.any():  # at once, so that no cell is looked at more than twice
+            return f"two pieces at {piece.offsets}, one of shape {piece.shape}"
+        box[...] = True
+    if is_filled.all():
         return None
-    wrong = np.argwhere(counts != 1)[0]
-    place = tuple(edges[axis][cell] for axis, cell in enumerate(wrong))
-    return f"{counts[tuple(wrong)]} pieces at {shown(place)}"
+    gap = tuple(edges[axis][cell] for axis, cell in enumerate(np.argwhere(~is_filled)[0]))
+    return f"no piece at {gap}"
 
 
 def _end(piece: Piece, axis: int) -> int:

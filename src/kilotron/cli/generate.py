@@ -7,12 +7,14 @@ from kilotron.cli.answer_stream import stream_text
 from kilotron.cli.failures import EXIT_FAILED, print_error
 from kilotron.cli.loaded_model import LoadedModel, check_model_name, open_model
 from kilotron.cli.options import (
+    BEAMS,
     ENGINE,
     OUTPUT_GROUP,
     PROMPT_GROUP,
     PROMPTS,
     RUN,
     SAMPLING,
+    BeamOptions,
     EngineOptions,
     Model,
     PromptOptions,
@@ -25,6 +27,7 @@ from kilotron.cli.output import dim, print_json
 from kilotron.cli.prompt_sources import PromptSource, read_prompts
 from kilotron.cli.ready_prompts import ReadyPrompt, make_ready, naming_prompts
 from kilotron.errors import SamplingParamsError
+from kilotron.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from kilotron.inference_request import InferenceRequest
@@ -43,6 +46,7 @@ def generate(
     ] = False,
     echo: Annotated[bool, flag("Print the prompt before its continuation.", group=OUTPUT_GROUP)] = True,
     sampling: SamplingOptions = SAMPLING,
+    beams: BeamOptions = BEAMS,
     run: RunOptions = RUN,
     engine: EngineOptions = ENGINE,
 ) -> int:
@@ -55,16 +59,17 @@ def generate(
       kilotron generate -p "Once upon a time"
       kilotron generate ./checkpoint -p "The sky is" -p "The sea is" --json
       kilotron generate ./checkpoint --temperature 0 --max-tokens 9 -p "2 + 2 ="
+      kilotron generate ./checkpoint --beam-width 4 --num-return-gen 2 -p "Once"
       kilotron generate Qwen/Qwen3-0.6B --prompt-file in.jsonl --json > out.jsonl
       cat story.txt | kilotron generate ./checkpoint
     """
     check_model_name(model)
     sources = read_prompts(prompts, command="generate")
-    asked = sampling.given()
+    asked = sampling.given(beams)
     with open_model(model, engine, run) as loaded:
         ready = [_prepare(loaded, source, asked, is_chat=chat) for source in sources]
         with naming_prompts(loaded.llm, ready):
-            if len(ready) == 1 and not json and ready[0].params.n == 1:
+            if len(ready) == 1 and not json and _has_one_answer(ready[0].params):
                 _stream(loaded, ready[0], echo=echo)
                 return 0
             return _generate_all(loaded, ready, is_json=json, echo=echo)
@@ -122,14 +127,25 @@ def _generate_all(loaded: LoadedModel, prompts: list[ReadyPrompt], *, is_json: b
 def _print_text(
     loaded: LoadedModel, prompt: ReadyPrompt, request: "InferenceRequest", *, heading: str, echo: bool
 ) -> None:
-    for choice in request.choices:
+    shown = dim(prompt.shown, sys.stdout) if echo else ""
+    for number, beam in enumerate(request.beams, start=1):
+        print(f"=== prompt {heading}, beam {number} of {len(request.beams)}, score {beam.score:.4f} ===")
+        print(shown + _as_text(beam.text, beam.token_ids, loaded))
+    for choice in request.choices if not request.beams else ():
         of_many = f", continuation {choice.choice_index + 1} of {prompt.params.n}" if prompt.params.n > 1 else ""
         print(f"=== prompt {heading}{of_many} ===")
-        print((dim(prompt.shown, sys.stdout) if echo else "") + _text_of(choice, loaded))
+        print(shown + _text_of(choice, loaded))
+
+
+def _has_one_answer(params: SamplingParams) -> bool:
+    """Whether the answer can be written as it comes."""
+    return params.n == 1 and not params.is_beam_search
 
 
 def _text_of(request: "InferenceRequest", loaded: LoadedModel) -> str:
+    return _as_text(request.generated_text, request.generated_tokens, loaded)
+
+
+def _as_text(text: str, token_ids: list[int], loaded: LoadedModel) -> str:
     """The answer; its token ids where there is no tokenizer to make text of them."""
-    if loaded.llm.tokenizer is not None:
-        return request.generated_text
-    return " ".join(map(str, request.generated_tokens))
+    return text if loaded.llm.tokenizer is not None else " ".join(map(str, token_ids))

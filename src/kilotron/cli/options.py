@@ -7,7 +7,7 @@ values are checked there. Flags that people know from other engines are aliases.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
@@ -18,7 +18,8 @@ PROMPT_GROUP = Group("Prompts", sort_key=1)
 OUTPUT_GROUP = Group("Output", sort_key=2)
 _SERVER = Group("Server", sort_key=2)
 _SAMPLING = Group("Sampling (else as the model's generation_config.json says)", sort_key=3)
-_ENGINE = Group("Engine", sort_key=4)
+_BEAMS = Group("Beam search", sort_key=4)
+_ENGINE = Group("Engine", sort_key=5)
 
 _DEFAULTS = InferenceConfig()
 
@@ -134,14 +135,41 @@ class SamplingOptions:
         int | None, flag("With --json: log-probability of each token, and of so many likeliest ones.")
     ] = None
 
-    def given(self) -> dict[str, Any]:
-        """What was asked for, as fields of SamplingParams.
+    def given(self, beams: "BeamOptions | None" = None) -> dict[str, Any]:
+        """What was asked for, here and of beam search, as fields of SamplingParams.
 
         Raises:
             SamplingParamsError: a value is out of range.
         """
         values = {name: value for name, value in asdict(self).items() if value is not None}
+        if beams is not None:
+            values |= beams.given()
         SamplingParams(**values)  # the model has not been loaded yet: a mistake is told at once
+        return values
+
+
+@Parameter(name="*", group=_BEAMS)
+@dataclass(frozen=True, kw_only=True)
+class BeamOptions:
+    """Fields of SamplingParams that only beam search has."""
+
+    beam_width: Annotated[int | None, flag("Search with so many beams instead of sampling.")] = None
+    length_penalty: Annotated[
+        float | None, flag("A beam's log-probability is divided by its length to this power; 0 is the plain sum.")
+    ] = None
+    early_stopping: Annotated[
+        Literal["true", "false", "never"] | None,
+        flag("End as soon as enough beams are finished; never: only when no beam can become better."),
+    ] = None
+    num_return_gen: Annotated[int | None, flag("Best beams to show.")] = None
+    num_beam_groups: Annotated[int | None, flag("Groups of beams that avoid each other's tokens.")] = None
+    diversity_penalty: Annotated[float | None, flag("How much a token costs that an earlier group took.")] = None
+
+    def given(self) -> dict[str, Any]:
+        """What was asked for, as fields of SamplingParams."""
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        if self.early_stopping in ("true", "false"):
+            values["early_stopping"] = self.early_stopping == "true"
         return values
 
 
@@ -150,7 +178,9 @@ class SamplingOptions:
 class EngineOptions:
     """Fields of InferenceConfig, and the tokenizer."""
 
-    tokenizer: Annotated[str | None, flag("Folder of the tokenizer; by default the checkpoint's.")] = None
+    tokenizer: Annotated[
+        str | None, flag("Folder or file of the tokenizer; by default the checkpoint's.")
+    ] = None
     dtype: Annotated[str, flag("auto (the checkpoint's), float32, bfloat16 or float16.")] = _DEFAULTS.dtype
     kv_cache_dtype: Annotated[
         str, flag("Type of the KV cache: auto (that of the activations), or int8 for twice as many tokens.")
@@ -216,4 +246,5 @@ RUN = RunOptions()
 PROMPTS = PromptOptions()
 SERVER = ServerOptions()
 SAMPLING = SamplingOptions()
+BEAMS = BeamOptions()
 ENGINE = EngineOptions()

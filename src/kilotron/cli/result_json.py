@@ -1,6 +1,7 @@
 """A finished request as the JSON object that --json prints."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from kilotron.inference_request import InferenceRequest
@@ -53,6 +54,8 @@ def _describe_choice(choice: InferenceRequest, tokenizer: Tokenizer | None) -> d
         result["logprobs"] = describe_tokens(
             choice.generated_tokens, choice.generated_log_probs, choice.generated_top_n_ids, tokenizer
         )
+    if choice.beams:
+        result["beams"] = [asdict(beam) for beam in choice.beams]
     if choice.error is not None:
         result["error"] = {"type": type(choice.error).__name__, "message": str(choice.error)}
     timings = choice.timings

@@ -43,6 +43,7 @@ class DynamicInferenceContext:
         self.storage = KVStorage(shape, kernels)
         self._kernels = kernels
         self._table = RequestTable(max_requests, -(-max_sequence_length // shape.block_size))
+        self.max_encoder_length = max_encoder_length
         self._cross: CrossTable | None = None
         if max_encoder_length:
             self._cross = CrossTable(max_requests, max_encoder_length, shape.block_size, kernels)

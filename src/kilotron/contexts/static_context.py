@@ -32,6 +32,8 @@ class StaticInferenceContext(DynamicInferenceContext):
         self.max_batch_size = max_batch_size
         self.max_sequence_length = max_sequence_length
         self.block_size = block_size
+        self.max_encoder_length = 0
+        """Most tokens of a row's encoder input; an engine sets it for a model with an encoder."""
         self.sequence_len_offset = 0
         """Tokens that the longest row of the last step has in the cache: Megatron's counter."""
         self.batch_size_offset = 0
@@ -41,7 +43,7 @@ class StaticInferenceContext(DynamicInferenceContext):
     @property
     def blocks_per_row(self) -> int:
         """Blocks of one row's region."""
-        return -(-self.max_sequence_length // self.block_size)
+        return -(-self.max_sequence_length // self.block_size) + -(-self.max_encoder_length // self.block_size)
 
     @property
     def num_blocks(self) -> int:
@@ -64,7 +66,13 @@ class StaticInferenceContext(DynamicInferenceContext):
         """
         if self._is_attached:
             raise ConfigError("this inference context belongs to an engine already; make one for each engine")
-        super().__init__(shape, kernels, max_requests=self.max_batch_size, max_sequence_length=self.max_sequence_length)
+        super().__init__(
+            shape,
+            kernels,
+            max_requests=self.max_batch_size,
+            max_sequence_length=self.max_sequence_length,
+            max_encoder_length=self.max_encoder_length,
+        )
         self._is_attached = True
 
     def prepare_batch(self, plan: StepPlan) -> InferenceBatch:

@@ -109,7 +109,7 @@ class RemoteRequests:
         if isinstance(params, SamplingParams) and params.n != 1:
             raise SamplingParamsError(f"a stream has one continuation, not n={params.n}; start one stream for each")
         request = self.build_all([prompt], params)[0]
-        request.sampling_params.streaming = True
+        request.sampling_params.add_attributes({"streaming": True})
         stream = self._submit(request)
         try:
             async for outputs in stream:

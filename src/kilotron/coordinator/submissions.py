@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+import msgspec
+
 from kilotron.coordinator.request_errors import from_wire, to_wire
-from kilotron.coordinator.wire import EngineFacts, Finish, Output, Submission
+from kilotron.coordinator.wire import Beam, EngineFacts, Finish, Output, Submission
 from kilotron.engines.encoder_intake import EncoderLimits
 from kilotron.engines.request_intake import RequestLimits
 from kilotron.errors import InvalidRequestError, TokenOutOfRangeError
-from kilotron.inference_request import InferenceRequest, RequestTimings, Status
+from kilotron.inference_request import BeamResult, InferenceRequest, RequestTimings, Status
 from kilotron.sampling.random_uniform import derive_seed
 from kilotron.sampling_params import SamplingParams
 from kilotron.scheduling.cross_blocks import CrossBlocks
@@ -132,6 +134,31 @@ def join_outputs(earlier: Output, later: Output) -> Output:
     )
 
 
+def beams_as_choices(output: Output) -> list[Output]:
+    """The whole output of a beam search as if each beam were a continuation of its own; any other is left as it is."""
+    finish = output.finish
+    if finish is None or not finish.beams:
+        return [output]
+    return [
+        Output(
+            request_id=output.request_id,
+            choice=index,
+            offset=0,
+            text=beam.text,
+            token_ids=beam.token_ids,
+            log_probs=None if output.log_probs is None else beam.log_probs,
+            finish=msgspec.structs.replace(
+                finish,
+                reason=beam.finish_reason,
+                stop_reason=finish.stop_reason if index == 0 else None,
+                num_generated_tokens=len(beam.token_ids),
+                beams=[beam],
+            ),
+        )
+        for index, beam in enumerate(finish.beams)
+    ]
+
+
 def take_in(request: InferenceRequest, output: Output) -> None:
     """Adds a piece of output to the caller's side of the request it belongs to; `request` is that continuation."""
     now = time.monotonic()
@@ -151,6 +178,7 @@ def take_in(request: InferenceRequest, output: Output) -> None:
     request.error = None if finish.error is None else from_wire(finish.error)
     request.num_cached_tokens, request.num_preemptions = finish.num_cached_tokens, finish.num_preemptions
     request.prompt_log_probs, request.prompt_top_n_ids = finish.prompt_log_probs, finish.prompt_top_n
+    request.beams = [BeamResult(*msgspec.structs.astuple(beam)) for beam in finish.beams]
     request.timings.admitted = None if finish.queue_s is None else request.timings.arrival + finish.queue_s
     request.timings.finished = now
     request.status = _FINAL_STATUS.get(finish.reason, Status.COMPLETED)
@@ -227,6 +255,17 @@ def _finish_of(request: InferenceRequest) -> Finish:
         queue_s=timings.queue_s,
         ttft_s=timings.ttft_s,
         latency_s=timings.latency_s,
+        beams=[
+            Beam(
+                token_ids=beam.token_ids,
+                text=beam.text,
+                score=beam.score,
+                log_probs=beam.log_probs,
+                cumulative_log_prob=beam.cumulative_log_prob,
+                finish_reason=beam.finish_reason,
+            )
+            for beam in request.beams
+        ],
     )
 
 

@@ -11,7 +11,7 @@ import msgspec
 from kilotron.config import KVMode
 from kilotron.errors import ProtocolError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_FRAME_BYTES = 16 << 20
 
 Role: TypeAlias = Literal["engine", "pulse", "client", "controller"]
@@ -109,6 +109,17 @@ class AllBlocksCleared(Message, tag="cleared"):
 BlockEvent: TypeAlias = BlockStored | BlockRemoved | AllBlocksCleared
 
 
+class Beam(Message):
+    """A sequence that beam search found."""
+
+    token_ids: list[int]
+    text: str
+    score: float
+    log_probs: list[float]
+    cumulative_log_prob: float
+    finish_reason: str
+
+
 class Finish(Message):
     """How one continuation ended; comes with its last output."""
 
@@ -126,6 +137,8 @@ class Finish(Message):
     """Seconds in the engine's own queue."""
     ttft_s: float | None = None
     latency_s: float | None = None
+    beams: list[Beam] = []
+    """Best first; without beam search there are none."""
 
 
 class Output(Message):

@@ -6,12 +6,14 @@ from typing import Any
 from kilotron.config import InferenceConfig, default_max_tokens
 from kilotron.contexts.dynamic_context import DynamicInferenceContext
 from kilotron.contexts.static_context import StaticInferenceContext, check_size
+from kilotron.engines.encoder_intake import EncoderLimits
 from kilotron.engines.request_intake import RequestIntake, RequestLimits
 from kilotron.errors import ConfigError
 from kilotron.model_inference_wrappers.abstract_model_inference_wrapper import AbstractModelInferenceWrapper
 from kilotron.model_inference_wrappers.inference_wrapper_config import InferenceWrapperConfig
 from kilotron.scheduling.step_planner import SchedulerLimits
 from kilotron.text_generation_controllers.text_generation_controller import TextGenerationController
+from kilotron.tokenization.tokenizer import Tokenizer
 
 _DEFAULT_BATCH_SIZE = 8  # Megatron's
 # Share of the free memory that a static context takes at most when its length is not given.
@@ -50,9 +52,29 @@ def make_intake(
     if not eos_ids and tokenizer is not None and tokenizer.eos_id is not None:
         eos_ids = frozenset((tokenizer.eos_id,))
     limits = RequestLimits(
-        vocab_size=model.vocab_size, max_sequence_length=context.max_sequence_length, eos_ids=eos_ids
+        vocab_size=model.vocab_size,
+        max_sequence_length=context.max_sequence_length,
+        eos_ids=eos_ids,
+        encoder=make_encoder_limits(model, tokenizer, context.max_encoder_length),
     )
     return RequestIntake(controller, limits, random_seed=random_seed)
+
+
+def make_encoder_limits(
+    model: AbstractModelInferenceWrapper, tokenizer: Tokenizer | None, max_encoder_length: int
+) -> EncoderLimits | None:
+    """What a model allows of its encoder's inputs; None where it has no encoder."""
+    own = model.encoder_decoder
+    if own is None:
+        return None
+    start = own.decoder_start_token_id
+    if start is None and tokenizer is not None:
+        start = tokenizer.bos_id
+    return EncoderLimits(
+        max_encoder_length=max_encoder_length,
+        decoder_start_token_id=start,
+        has_fixed_start=own.decoder_start_token_id is not None,
+    )
 
 
 def attached_context(
@@ -81,6 +103,10 @@ def attached_context(
             f"max_sequence_length={context.max_sequence_length} exceeds the model's {model.max_sequence_length} "
             "positions; use at most that"
         )
+    if model.encoder_decoder is not None:
+        # An encoder's input is computed in one step, together with a token of the decoder.
+        max_tokens, _ = default_max_tokens(model.kernels.device.type)
+        context.max_encoder_length = min(context.max_sequence_length, max_tokens - 1)
     context.attach(model.cache_shape(context.num_blocks, context.block_size), model.kernels)
     return context
 

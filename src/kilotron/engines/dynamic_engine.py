@@ -16,6 +16,7 @@ from kilotron.contexts.dynamic_context import DynamicInferenceContext
 from kilotron.engines.abstract_engine import AbstractEngine
 from kilotron.engines.computed_rows import ComputedRows, run_alone
 from kilotron.engines.default_parts import default_limits, make_intake
+from kilotron.engines.encoder_intake import check_encoder_tokens
 from kilotron.engines.interruption import run_uninterrupted
 from kilotron.engines.load_figures import EngineCounts, EngineLoadFigures
 from kilotron.engines.request_end import FINAL_STATUS, Listener, caused, error_of, finish, last_item, tell
@@ -99,7 +100,7 @@ class DynamicInferenceEngine(AbstractEngine):
 
     def num_requests_done(self) -> float:
         """How much of the running requests is done, in requests, if they take all the tokens they may."""
-        running = [item.request for item in self.scheduler.running]
+        running = [item.request for item in self.scheduler.running if item is item.family[0]]
         return sum(request.generated_length / request.max_generated for request in running if request.max_generated)
 
     @property
@@ -159,6 +160,7 @@ class DynamicInferenceEngine(AbstractEngine):
         request = prompt if isinstance(prompt, InferenceRequest) else self.intake.build(prompt, sampling_params)
         if request.status != Status.WAITING_IN_QUEUE or request.request_id in self._requests:
             raise InvalidRequestError(f"request {request.request_id} was added before; build a new one")
+        check_encoder_tokens(request, self.intake.limits.encoder)
         self.scheduler.check_admissible(request)
         self._start(request.choices)
         for choice in request.choices:

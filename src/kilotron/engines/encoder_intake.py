@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kilotron.errors import EmptyPromptError, InvalidRequestError, PromptTooLongError
+from kilotron.inference_request import InferenceRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,18 @@ class EncoderLimits:
                 "is to read as encoder_prompt"
             )
         return [start, *given]
+
+
+def check_encoder_tokens(request: InferenceRequest, limits: EncoderLimits | None) -> None:
+    """Whether a request that was built elsewhere has an encoder input exactly where the model reads one.
+
+    Raises:
+        InvalidRequestError: it has not.
+    """
+    if limits is not None:
+        limits.check_length(request.encoder_tokens)
+    elif request.encoder_tokens:
+        raise InvalidRequestError("this model has no encoder; leave encoder_prompt out")
 
 
 def split_prompt(prompt: Any, limits: EncoderLimits | None, *, scores_prompt: bool) -> tuple[Any, Any]:

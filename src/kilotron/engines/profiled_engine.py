@@ -12,10 +12,16 @@ from kilotron.contexts.dynamic_context import DynamicInferenceContext
 from kilotron.engines.dynamic_engine import DynamicInferenceEngine
 from kilotron.inference_request import InferenceRequest
 from kilotron.model_inference_wrappers.gpt_inference_wrapper import GPTInferenceWrapper
+from kilotron.model_inference_wrappers.t5_inference_wrapper import T5InferenceWrapper
+from kilotron.models.encoder_decoder_model import EncoderDecoderModel
+from kilotron.models.gpt_model import GPTModel
 from kilotron.models.inference_batch import InferenceBatch
 from kilotron.sampling.sampler import SampledTokens
 from kilotron.scheduling.scheduler import Scheduler
 from kilotron.scheduling.step_plan import NO_MOVES, BeamMove, StepPlan, StepResult
+from kilotron.text_generation_controllers.encoder_decoder_text_generation_controller import (
+    EncoderDecoderTextGenerationController,
+)
 from kilotron.text_generation_controllers.text_generation_controller import TextGenerationController
 from kilotron.trace import Trace
 
@@ -76,6 +82,25 @@ class ProfiledWrapper(GPTInferenceWrapper):
         return self.trace.run(super().run_one_forward_step, batch, name="run", category=HOP)
 
 
+class ProfiledT5Wrapper(T5InferenceWrapper):
+    """Records `run`, encoder and decoder together."""
+
+    def __init__(self, *args: Any, trace: Trace) -> None:
+        super().__init__(*args)
+        self.trace = trace
+
+    def run_one_forward_step(self, batch: InferenceBatch) -> Tensor:
+        """See `T5InferenceWrapper`."""
+        return self.trace.run(super().run_one_forward_step, batch, name="run", category=HOP)
+
+
+def wrap_profiled_model(model: GPTModel, *, trace: Trace) -> GPTInferenceWrapper:
+    """The wrapper for a model's kind."""
+    if isinstance(model, EncoderDecoderModel):
+        return ProfiledT5Wrapper(model, trace=trace)
+    return ProfiledWrapper(model, trace=trace)
+
+
 class ProfiledController(TextGenerationController):
     """Records `generate` and the `sample` in it."""
 
@@ -90,6 +115,30 @@ class ProfiledController(TextGenerationController):
     def sample_rows(self, logits: Tensor, slots: list[int], positions: list[int]) -> SampledTokens:
         """See `TextGenerationController`."""
         return self.trace.run(super().sample_rows, logits, slots, positions, name="sample", category=HOP)
+
+
+class ProfiledEncoderDecoderController(EncoderDecoderTextGenerationController):
+    """Records `generate` and the `sample` in it."""
+
+    def __init__(self, *args: Any, trace: Trace, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.trace = trace
+
+    def generate_step(self, plan: StepPlan, batch: InferenceBatch) -> StepResult:
+        """See `TextGenerationController`."""
+        return self.trace.run(super().generate_step, plan, batch, name="generate", category=HOP)
+
+    def sample_rows(self, logits: Tensor, slots: list[int], positions: list[int]) -> SampledTokens:
+        """See `TextGenerationController`."""
+        return self.trace.run(super().sample_rows, logits, slots, positions, name="sample", category=HOP)
+
+
+def make_profiled_controller(
+    wrapper: GPTInferenceWrapper, *args: Any, trace: Trace, **options: Any
+) -> TextGenerationController:
+    """The controller for a model's kind."""
+    kind = ProfiledController if wrapper.encoder_decoder is None else ProfiledEncoderDecoderController
+    return kind(wrapper, *args, trace=trace, **options)
 
 
 class ProfiledEngine(DynamicInferenceEngine):

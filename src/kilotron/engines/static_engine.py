@@ -14,6 +14,7 @@ from dataclasses import replace
 from kilotron.engines.abstract_engine import AbstractEngine
 from kilotron.engines.default_parts import attached_context, default_limits, make_intake
 from kilotron.engines.dynamic_engine import DynamicInferenceEngine
+from kilotron.engines.encoder_intake import EncoderDecoderPrompt
 from kilotron.engines.interruption import run_uninterrupted
 from kilotron.engines.request_intake import Prompt, spread_params
 from kilotron.engines.request_stream import RequestStream
@@ -75,7 +76,7 @@ class StaticInferenceEngine(AbstractEngine):
         prompt: Prompt | None = None,
         *,
         add_BOS: bool = False,  # noqa: N803 - Megatron's spelling
-        encoder_prompt: str | None = None,
+        encoder_prompt: str | Sequence[int] | None = None,
         sampling_params: SamplingParams | None = None,
         streaming: bool = False,
         inference_request: InferenceRequest | None = None,
@@ -83,9 +84,9 @@ class StaticInferenceEngine(AbstractEngine):
         """Checks a request, puts it into the pools and returns its id; `run_engine` computes it.
 
         Args:
-            prompt: text or token ids.
+            prompt: text or token ids. An encoder-decoder model's encoder reads it, unless there is an `encoder_prompt`.
             add_BOS: put the begin-of-sequence id in front of a text that does not start with it.
-            encoder_prompt: for encoder-decoder models.
+            encoder_prompt: what the encoder reads; then the decoder begins with `prompt`, which may be left out.
             sampling_params: None takes the defaults.
             streaming: `get_stream_generator(id)` will be read; needs a running event loop.
             inference_request: a request of your own making, instead of the other arguments; it is filled in.
@@ -93,7 +94,7 @@ class StaticInferenceEngine(AbstractEngine):
         Raises:
             InvalidRequestError: the request is wrong or can never run.
         """
-        _refuse_encoder(encoder_prompt)
+        prompt = _with_encoder_prompt(prompt, encoder_prompt)
         request = self._build(prompt, sampling_params, inference_request, add_BOS=add_BOS, streaming=streaming)
         if streaming:
             self._streams[request.request_id] = RequestStream(request.request_id, self._leave_stream)
@@ -132,7 +133,7 @@ class StaticInferenceEngine(AbstractEngine):
         sampling_params: Params = None,
         *,
         add_BOS: bool = False,  # noqa: N803
-        encoder_prompts: Sequence[str] | None = None,
+        encoder_prompts: Sequence[str | Sequence[int]] | None = None,
         common_inference_params: Params = None,
         inference_requests: Sequence[InferenceRequest] | None = None,
     ) -> list[InferenceRequest]:
@@ -145,14 +146,14 @@ class StaticInferenceEngine(AbstractEngine):
             prompts: texts or token ids.
             sampling_params: one for all, or one per prompt.
             add_BOS: put the begin-of-sequence id in front of texts that do not start with it.
-            encoder_prompts: for encoder-decoder models.
+            encoder_prompts: one for each prompt, or without prompts; see `add_request`.
             common_inference_params: Megatron's older name of `sampling_params`.
             inference_requests: requests of your own making, instead of the other arguments; they are filled in.
 
         Raises:
             InvalidRequestError: a prompt is wrong; nothing was started.
         """
-        _refuse_encoder(encoder_prompts)
+        prompts = _with_encoder_prompts(prompts, encoder_prompts)
         if inference_requests is not None:
             requests = [self._build(None, None, request, add_BOS=add_BOS) for request in inference_requests]
         else:
@@ -199,7 +200,8 @@ class StaticInferenceEngine(AbstractEngine):
     ) -> InferenceRequest:
         """A request that is checked and numbered."""
         if given is not None:
-            prompt = given.prompt_tokens or given.prompt
+            encoder_prompt = given.encoder_tokens or given.encoder_prompt
+            prompt = _with_encoder_prompt(given.prompt_tokens or given.prompt, encoder_prompt)
             sampling_params = given.sampling_params
         if prompt is None:
             raise InvalidRequestError("give a prompt or an inference_request")
@@ -210,11 +212,13 @@ class StaticInferenceEngine(AbstractEngine):
         return request if given is None else _filled_in(given, request)
 
     def _run_batch(self, batch: list[InferenceRequest]) -> None:
+        started: list[InferenceRequest] = []
         try:
             for request in batch:
                 if not request.is_finished:  # an abort may be quicker
                     self.loop.add_request(request, listener=self._listen)
-            while any(not choice.is_finished for request in batch for choice in request.choices):
+                    started += request.choices
+            while any(not choice.is_finished for choice in started):
                 run_uninterrupted(self.loop.step)
         finally:
             for request in batch:
@@ -250,13 +254,40 @@ MCoreEngine = StaticInferenceEngine
 
 def _filled_in(given: InferenceRequest, built: InferenceRequest) -> InferenceRequest:
     """A caller's request with what the checked one has, and with its id: ids of others' making could clash."""
-    for name in ("request_id", "prompt_tokens", "sampling_params", "max_generated", "seed", "end_ids", "bad_word_ids"):
+    for name in (
+        "request_id",
+        "prompt_tokens",
+        "encoder_tokens",
+        "sampling_params",
+        "max_generated",
+        "seed",
+        "end_ids",
+        "bad_word_ids",
+    ):
         setattr(given, name, getattr(built, name))
     given.choices = built.choices
     given.choices[0] = given
     return given
 
 
-def _refuse_encoder(encoder_prompts: object) -> None:
-    if encoder_prompts is not None:
-        raise InvalidRequestError("this model has no encoder, so there can be no encoder prompt; use the prompt alone")
+def _with_encoder_prompt(prompt: Prompt | None, encoder_prompt: str | Sequence[int] | None) -> Prompt | None:
+    if encoder_prompt is None:
+        return prompt
+    if isinstance(prompt, EncoderDecoderPrompt):
+        raise InvalidRequestError("an EncoderDecoderPrompt has its encoder_prompt already; give it as the prompt alone")
+    return EncoderDecoderPrompt(encoder_prompt, prompt)
+
+
+def _with_encoder_prompts(
+    prompts: Sequence[Prompt], encoder_prompts: Sequence[str | Sequence[int]] | None
+) -> Sequence[Prompt]:
+    if encoder_prompts is None:
+        return prompts
+    beginnings: Sequence[Prompt | None] = prompts or [None] * len(encoder_prompts)
+    if len(beginnings) != len(encoder_prompts):
+        raise InvalidRequestError(
+            f"{len(encoder_prompts)} encoder_prompts for {len(beginnings)} prompts; give one for each, or no prompts"
+        )
+    pairs = zip(beginnings, encoder_prompts, strict=True)
+    both = (_with_encoder_prompt(*pair) for pair in pairs)
+    return [prompt for prompt in both if prompt is not None]

@@ -11,6 +11,7 @@ from kilotron.errors import ConfigError
 from kilotron.kernels.interface import KernelBackend, KVShape
 from kilotron.kernels.reference.backend import ReferenceBackend
 from kilotron.model_inference_wrappers.inference_wrapper_config import InferenceWrapperConfig
+from kilotron.models.encoder_decoder_config import EncoderDecoderConfig
 from kilotron.models.inference_batch import InferenceBatch
 
 
@@ -61,6 +62,11 @@ class AbstractModelInferenceWrapper(ABC):
     def eos_ids(self) -> frozenset[int]:
         """Ids that end a text, where the model names them; otherwise the tokenizer's counts."""
         return frozenset()
+
+    @property
+    def encoder_decoder(self) -> EncoderDecoderConfig | None:
+        """What there is to know of the encoder; None for decoder-only models."""
+        return None
 
     def cache_shape(self, num_blocks: int, block_size: int) -> KVShape:
         """The KV cache that the model needs; the least there can be, for one that keeps nothing in it."""

@@ -39,7 +39,7 @@ class GPTInferenceWrapper(AbstractModelInferenceWrapper):
     @property
     def vocab_size(self) -> int:
         """Columns of the logits that are real tokens."""
-        return self.model.config.vocab_size
+        return self.model.config.num_tokens
 
     @property
     def kernels(self) -> KernelBackend:

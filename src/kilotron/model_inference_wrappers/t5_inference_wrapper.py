@@ -5,15 +5,21 @@ from typing import cast
 from torch import Tensor
 
 from kilotron.model_inference_wrappers.gpt_inference_wrapper import GPTInferenceWrapper
+from kilotron.models.encoder_decoder_config import EncoderDecoderConfig
 from kilotron.models.encoder_decoder_model import EncoderDecoderModel
 from kilotron.models.inference_batch import InferenceBatch
 
 
 class T5InferenceWrapper(GPTInferenceWrapper):
-    """One forward step of an `EncoderDecoderModel`: new encoder inputs first, then the decoder's tokens."""
+    """One forward step of an `EncoderDecoderModel`: new encoder inputs first, then the decoder's tokens.
 
-    def __init__(self, model: EncoderDecoderModel) -> None:
-        super().__init__(model)
+    See `GPTInferenceWrapper` for the arguments.
+    """
+
+    @property
+    def encoder_decoder(self) -> EncoderDecoderConfig | None:
+        """The model's."""
+        return self.model.config.encoder_decoder
 
     def run_one_forward_step(self, batch: InferenceBatch) -> Tensor:
         """Logits for `batch.logits_index` only."""

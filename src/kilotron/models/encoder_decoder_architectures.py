@@ -4,7 +4,7 @@ Defaults are those of the architecture's class in transformers, because files le
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -109,6 +109,24 @@ def tie_as_stored(config: TransformerConfig, tensor_names: Collection[str]) -> T
         return config
     is_untied = any(name in tensor_names for name in OUTPUT_WEIGHTS)
     return replace(config, untie_embeddings_and_output_weights=is_untied)
+
+
+def with_generation_config(config: TransformerConfig, generation_config: Mapping[str, Any]) -> TransformerConfig:
+    """With the decoder's first and forced tokens as generation_config.json has them, where there is such a file: it
+    counts, and not config.json, where older folders have them."""
+    own = config.encoder_decoder
+    if own is None or not generation_config:
+        return config
+    fields = ConfigFields(generation_config, "generation_config.json")
+    start = fields.integer("decoder_start_token_id") if "decoder_start_token_id" in fields else None
+    forced = [next(iter(fields.integers(f"forced_{kind}_token_id")), None) for kind in ("bos", "eos")]
+    own = replace(
+        own,
+        decoder_start_token_id=own.decoder_start_token_id if start is None else start,
+        forced_bos_token_id=forced[0],
+        forced_eos_token_id=forced[1],
+    )
+    return replace(config, encoder_decoder=own)
 
 
 def _t5(

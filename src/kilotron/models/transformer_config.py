@@ -27,8 +27,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 COUNTS = (
     "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
-    "vocab_size", "max_position_embeddings", "num_moe_experts", "moe_router_topk", "moe_ffn_hidden_size",
-    "moe_shared_expert_intermediate_size", "moe_router_num_groups", "moe_router_group_topk",
+    "vocab_size", "unpadded_vocab_size", "max_position_embeddings", "num_moe_experts", "moe_router_topk",
+    "moe_ffn_hidden_size", "moe_shared_expert_intermediate_size", "moe_router_num_groups", "moe_router_group_topk",
     "moe_router_scores_per_group",
 )  # fmt: skip
 POSITIVE_NUMBERS = (
@@ -113,6 +113,8 @@ class TransformerConfig:
     """Size of one head."""
     vocab_size: int
     """Rows of the embedding table, padding included."""
+    unpadded_vocab_size: int | None = None
+    """Leading rows that are tokens, where the others are known to mean nothing (Megatron); None: all count."""
     max_position_embeddings: int
 
     normalization: str = "RMSNorm"
@@ -220,6 +222,11 @@ class TransformerConfig:
             )
         if self.use_parallel_residual and self.norm_placement != "pre":
             raise CheckpointError(f"norm_placement = '{self.norm_placement}' is impossible with use_parallel_residual")
+
+    @property
+    def num_tokens(self) -> int:
+        """How many columns of the logits are tokens; what lies beyond is never sampled nor scored."""
+        return self.vocab_size if self.unpadded_vocab_size is None else self.unpadded_vocab_size
 
     @property
     def context_length(self) -> int:

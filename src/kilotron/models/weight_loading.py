@@ -33,6 +33,8 @@ MOST_PROBLEMS_SHOWN = 8
 TIED_ROWS_COMPARED = 16
 # Where a linear layer takes what is no parameter.
 QUANTIZED = "quantized"
+# What `pack` hands to the kernels; a module's other parameters stay with it.
+PACKED_KINDS = ("weight", "bias")
 OUTPUT_LAYER = "output_layer"
 OUTPUT_WEIGHT = f"{OUTPUT_LAYER}.weight"
 
@@ -69,7 +71,7 @@ class PlannedTensor(NamedTuple):
     @property
     def row_order(self) -> Tensor | None:
         """The stored row of each row, once those are arranged and put together."""
-        return self.module.row_order if isinstance(self.module, Layer) and self.kind in ("weight", "bias") else None
+        return self.module.row_order if isinstance(self.module, Layer) and self.kind in PACKED_KINDS else None
 
     def dtype_in(self, dtype: torch.dtype) -> torch.dtype:
         """The parameter's dtype in a model of the given one."""
@@ -133,7 +135,7 @@ def load_weights(
         is_packed = paths[owner] in packed
         for planned in planned_tensors:
             bytes_done += prod(planned.shape) * dtype.itemsize
-            if not is_packed:
+            if not is_packed or planned.kind not in PACKED_KINDS:
                 reader.read_into_module(planned)
             if on_progress is not None:
                 on_progress(bytes_done, bytes_total)

@@ -5,6 +5,17 @@ from kilotron.inference_request import InferenceRequest
 from kilotron.scheduling.step_planner import SchedulerLimits
 
 
+def most_generated(num_prompt: int, beam_width: int, block_size: int, num_blocks: int) -> int:
+    """How many tokens a request can generate in an empty cache; below 1 if it does not fit at all."""
+    if beam_width == 1:
+        num_own = num_blocks - 1
+    else:
+        num_shared = num_prompt // block_size
+        num_own = num_shared + (num_blocks - 1 - num_shared) // beam_width
+    # The last token generated is never computed.
+    return num_own * block_size - num_prompt + 1
+
+
 def check_capacity(request: InferenceRequest, limits: SchedulerLimits, num_blocks: int) -> None:
     """Says at once when a request can never run, however empty the engine is.
 

@@ -132,9 +132,10 @@ class RequestPools:
             # Without the lock: this may wait for a step, and whoever runs the step may want the lock.
             self._on_abort(request)
         with self._lock:
-            if not request.status.is_final:
-                request.status, request.finish_reason = Status.CANCELLED, "abort"
-                request.error = RequestAbortedError(f"request {request_id} was aborted")
+            for choice in request.choices or [request]:
+                if not choice.status.is_final:
+                    choice.status, choice.finish_reason = Status.CANCELLED, "abort"
+                    choice.error = RequestAbortedError(f"request {request_id} was aborted")
             self.completed_request_pool[request_id] = request
             self._fill()
         return request

@@ -155,8 +155,7 @@ class Scheduler:
             if item.num_prompt_left:
                 self.counts.compute(item)
             if row.encoder is not None and item.cross is not None and request_id not in faults:
-                item.cross.register(self.allocator.cache)
-                self._unexpect(item, item.cross.chains)
+                self._register_cross(item, item.cross)
             if before // block_size != after // block_size and request_id not in faults:
                 self._register(item)
             if row.score is not None:
@@ -312,7 +311,7 @@ class Scheduler:
         item.num_computed = len(cached) * limits.block_size
         found = cached
         if item.cross is not None:
-            item.cross.start(item.cross.find(self.allocator.cache))
+            item.cross.start(self._find_cross(item.cross))
             found = cached + item.cross.block_ids
         length = budget.chunk_length(item)
         # What is computed again may have outgrown a step, so it is split whatever the option says.
@@ -428,6 +427,15 @@ class Scheduler:
         if found:
             item.found = FoundPrefix(found.copy(), cache.registration(found[-1]))
         return found
+
+    def _find_cross(self, cross: CrossBlocks) -> list[int]:
+        """Leading blocks that hold what the request's decoder sees of its encoder input."""
+        return cross.find(self.allocator.cache)
+
+    def _register_cross(self, item: ScheduledRequest, cross: CrossBlocks) -> None:
+        """Makes an encoder input findable that was just computed."""
+        cross.register(self.allocator.cache)
+        self._unexpect(item, cross.chains)
 
     def _is_expected(self, item: ScheduledRequest, num_cached: int) -> bool:
         """Whether a running request is about to compute the next block this one needs."""

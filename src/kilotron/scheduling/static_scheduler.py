@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from kilotron.scheduling.cross_blocks import CrossBlocks
 from kilotron.scheduling.scheduled_request import ScheduledRequest
 from kilotron.scheduling.scheduler import Scheduler
 from kilotron.scheduling.static_block_allocator import StaticBlockAllocator
@@ -51,6 +52,12 @@ class StaticScheduler(Scheduler):
 
     def _find_cached(self, item: ScheduledRequest) -> list[int]:
         return []
+
+    def _find_cross(self, cross: CrossBlocks) -> list[int]:
+        return []
+
+    def _register_cross(self, item: ScheduledRequest, cross: CrossBlocks) -> None:
+        cross.is_computed = True
 
     def _is_expected(self, item: ScheduledRequest, num_cached: int) -> bool:
         return False

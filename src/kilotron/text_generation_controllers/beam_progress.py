@@ -60,6 +60,7 @@ class BeamProgress(GenerationProgress):
             token_ids=sequence.token_ids,
             text=self._text_of(sequence.token_ids),
             score=found.score,
+            log_probs=sequence.log_probs,
             cumulative_log_prob=sequence.total,
             finish_reason=self._reason_of(found),
         )

@@ -10,25 +10,13 @@ from kilotron.text_generation_controllers.text_generation_controller import Text
 
 
 class EncoderDecoderTextGenerationController(TextGenerationController):
-    """A `TextGenerationController` that knows BART's forced tokens.
+    """A `TextGenerationController` that knows BART's forced tokens; see there for the arguments."""
 
-    Args:
-        forced_bos_token_id: the first token that a request generates whose decoder is given nothing; None for models
-            without.
-        forced_eos_token_id: the last one that a request may generate.
-        **options: see `TextGenerationController`.
-    """
-
-    def __init__(
-        self,
-        *arguments: Any,
-        forced_bos_token_id: int | None = None,
-        forced_eos_token_id: int | None = None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._forced_bos_token_id = forced_bos_token_id
-        self._forced_eos_token_id = forced_eos_token_id
+        own = self.inference_wrapped_model.encoder_decoder
+        self._forced_bos_token_id = None if own is None else own.forced_bos_token_id
+        self._forced_eos_token_id = None if own is None else own.forced_eos_token_id
 
     def _sample(self, plan: StepPlan, logits: Tensor, num_samples: int) -> StepResult:
         if self._forced_bos_token_id is not None or self._forced_eos_token_id is not None:

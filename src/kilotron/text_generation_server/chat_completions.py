@@ -7,6 +7,7 @@ import msgspec
 from msgspec import UNSET
 
 from kilotron.coordinator.wire import Output
+from kilotron.text_generation_server.beam_fields import add_score
 from kilotron.text_generation_server.chat_prompt import ChatPrompts, Conversation
 from kilotron.text_generation_server.chat_request import ChatRequest
 from kilotron.text_generation_server.event_stream import EventStream
@@ -155,6 +156,7 @@ class ChatAnswer:
             )
             if output.finish is not None:
                 choice.finish_reason, choice.stop_reason = output.finish.reason, output.finish.stop_reason
+                add_score(choice, output.finish)
             result.choices.append(choice)
         result.usage = self._usage.read()
         if request.return_token_ids:

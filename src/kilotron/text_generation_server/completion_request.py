@@ -70,12 +70,12 @@ class CompletionRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True
     def check_together(self) -> None:
         """See `SamplingFields`."""
         super().check_together()
-        num_prompts = len(self.prompts)
+        num_prompts, num_sequences = len(self.prompts), max(self.num_choices, self.beam_width)
         _ = self.encoder_prompts
-        if num_prompts * self.num_choices > MAX_CHOICES_OF_CALL:
+        if num_prompts * num_sequences > MAX_CHOICES_OF_CALL:
             raise HttpError(
                 400,
-                f"{num_prompts} prompts with n={self.num_choices} are more than {MAX_CHOICES_OF_CALL} choices",
+                f"{num_prompts} prompts with n={num_sequences} are more than {MAX_CHOICES_OF_CALL} choices",
                 param="n",
                 code="invalid_value",
             )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from kilotron.coordinator.wire import Output
+from kilotron.text_generation_server.beam_fields import add_score
 from kilotron.text_generation_server.completion_request import DEFAULT_MAX_TOKENS, CompletionRequest
 from kilotron.text_generation_server.event_stream import EventStream
 from kilotron.text_generation_server.generation_call import GenerationCall
@@ -166,6 +167,7 @@ class CompletionAnswer:
         finish = output.finish
         if finish is not None:
             choice.finish_reason, choice.stop_reason = finish.reason, finish.stop_reason
+            add_score(choice, finish)
             if request.prompt_logprobs is not None:
                 choice.prompt_logprobs = prompt_logprobs(
                     self._speller,

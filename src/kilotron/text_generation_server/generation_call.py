@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from kilotron.coordinator.request_errors import from_wire
 from kilotron.coordinator.service_client import OutputStream, ServiceClient
-from kilotron.coordinator.submissions import join_outputs
+from kilotron.coordinator.submissions import beams_as_choices, join_outputs
 from kilotron.coordinator.wire import Finish, Output, Submission
 from kilotron.errors import DeadlineExceededError, RequestAbortedError, StepFailedError
 
@@ -48,13 +48,15 @@ class GenerationCall:
         return self._read_one() if len(self._streams) == 1 else self._read_all()
 
     async def collect(self) -> list[list[Output]]:
-        """Reads everything: for each submission, for each of its continuations, the whole output."""
+        """Reads everything: for each submission, for each of its continuations or beams, the whole output."""
         results: list[dict[int, Output]] = [{} for _ in self._submissions]
         async for index, outputs in self:
             for output in outputs:
                 before = results[index].get(output.choice)
                 results[index][output.choice] = output if before is None else join_outputs(before, output)
-        return [[choices[choice] for choice in sorted(choices)] for choices in results]
+        return [
+            [part for choice in sorted(choices) for part in beams_as_choices(choices[choice])] for choices in results
+        ]
 
     async def _read_one(self) -> AsyncIterator[tuple[int, list[Output]]]:
         async for outputs in self._streams[0]:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from kilotron.coordinator.wire import Output
 from kilotron.errors import SamplingParamsError
-from kilotron.sampling_params import SamplingParams
+from kilotron.sampling_params import MAX_BEAM_WIDTH, SamplingParams
 from kilotron.text_generation_server.generation_call import GenerationCall
 from kilotron.text_generation_server.http_errors import HttpError
 from kilotron.text_generation_server.json_body import decode_object
@@ -27,7 +27,6 @@ _MAX_TOP_K = 1000
 _RENAMED = {
     "max_len": "max_len is no longer used.  Replace with tokens_to_generate",
     "sentences": "sentences is no longer used.  Replace with prompts",
-    "beam_width": "Beam search is no longer supported.",
 }
 _SWITCHES = ("logprobs", "add_BOS", "stop_on_double_eol", "stop_on_eol", "prevent_newline_after_colon", "no_log")
 
@@ -48,6 +47,11 @@ class LegacyRequest(msgspec.Struct, kw_only=True):
     stop_on_double_eol: bool = False
     stop_on_eol: bool = False
     prevent_newline_after_colon: bool = False
+    beam_width: Annotated[int, Meta(ge=2, le=MAX_BEAM_WIDTH)] | UnsetType = UNSET
+    """For one prompt; all beams are returned."""
+    length_penalty: Annotated[float, Meta(ge=-10, le=10)] = 1.0
+    stop_token: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
+    """Ends beams instead of the model's own end of text."""
 
 
 class LegacyResponse(msgspec.Struct):
@@ -56,8 +60,10 @@ class LegacyResponse(msgspec.Struct):
 
     text: list[str]
     segments: list[list[str]]
-    tokens: list[list[int]]
+    tokens: list[list[int]] | UnsetType = UNSET
     logprobs: list[list[float]] | UnsetType = UNSET
+    scores: list[float] | UnsetType = UNSET
+    """With `beam_width`, one per beam, best first; `text` and `segments` are the beams' then, and there is no more."""
 
 
 class LegacyEndpoint:
@@ -73,6 +79,8 @@ class LegacyEndpoint:
         body = decode_object(content)
         prompts = _checked_prompts(body)
         params = _checked_params(body)
+        if params.is_beam_search and len(prompts) > 1:
+            raise _wrong("prompts", "When doing beam_search, batch size must be 1")
         caller = Caller.of(request.scope, self._state, None)
         options = PromptOptions(
             params=params,
@@ -87,8 +95,10 @@ class LegacyEndpoint:
         else:
             admitted = await admit(self._state, list(prompts), options, caller, path="prompts")
         async with GenerationCall(self._state.client, [prompt.submission for prompt in admitted]) as call:
-            outputs = [choices[0] for choices in await call.collect()]
-        return json_response(self._answer(prompts, admitted, outputs, params))
+            outputs = await call.collect()
+        if params.is_beam_search:
+            return json_response(self._beam_answer(prompts[0], admitted[0], outputs[0]))
+        return json_response(self._answer(prompts, admitted, [choices[0] for choices in outputs], params))
 
     def _answer(
         self, prompts: list[str], admitted: list[AdmittedPrompt], outputs: list[Output], params: SamplingParams
@@ -96,20 +106,30 @@ class LegacyEndpoint:
         tokens = [
             prompt.submission.prompt_tokens + output.token_ids for prompt, output in zip(admitted, outputs, strict=True)
         ]
-        tokenizer = self._state.tokenizer
-        spell = str if tokenizer is None else tokenizer.token_text
         response = LegacyResponse(
-            # An encoder's text is not continued.
-            text=[
-                output.text if one.submission.encoder_tokens else prompt + output.text
-                for prompt, one, output in zip(prompts, admitted, outputs, strict=True)
-            ],
-            segments=[[spell(token_id) for token_id in ids] for ids in tokens],
+            text=[_whole_text(*one) for one in zip(prompts, admitted, outputs, strict=True)],
+            segments=[self._spell(ids) for ids in tokens],
             tokens=tokens,
         )
         if params.return_log_probs:
             response.logprobs = [_all_log_probs(output) for output in outputs]
         return response
+
+    def _beam_answer(self, prompt: str, admitted: AdmittedPrompt, beams: list[Output]) -> LegacyResponse:
+        return LegacyResponse(
+            text=[_whole_text(prompt, admitted, beam) for beam in beams],
+            segments=[self._spell(admitted.submission.prompt_tokens + beam.token_ids) for beam in beams],
+            scores=[beam.finish.beams[0].score for beam in beams if beam.finish is not None],
+        )
+
+    def _spell(self, token_ids: list[int]) -> list[str]:
+        tokenizer = self._state.tokenizer
+        return [str(token_id) if tokenizer is None else tokenizer.token_text(token_id) for token_id in token_ids]
+
+
+def _whole_text(prompt: str, admitted: AdmittedPrompt, output: Output) -> str:
+    """The prompt and its continuation; an encoder's text is not continued."""
+    return output.text if admitted.submission.encoder_tokens else prompt + output.text
 
 
 def _all_log_probs(output: Output) -> list[float]:
@@ -157,6 +177,7 @@ def _checked_params(body: Mapping[str, Any]) -> SamplingParams:
             seed=_checked_seed(body),
             stop_words=stop_words,
             streaming_interval=NO_STREAMING_INTERVAL,
+            **_checked_beams(body),
         )
     except SamplingParamsError as error:
         raise _wrong(None, str(error)) from None
@@ -220,6 +241,24 @@ def _checked_seed(body: Mapping[str, Any]) -> int | None:
     if type(seed) is not int or not -1 <= seed < 2**63:
         raise _wrong("random_seed", "random_seed must be a positive integer")
     return None if seed == -1 else seed
+
+
+def _checked_beams(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of SamplingParams. As in Megatron, `length_penalty` and `stop_token` are for beams only."""
+    stop_token, length_penalty = body.get("stop_token", 0), body.get("length_penalty", 1.0)
+    if type(stop_token) is not int or stop_token < 0:
+        raise _wrong("stop_token", "stop_token must be an integer", code="invalid_type")
+    if not _is_number(length_penalty):
+        raise _wrong("length_penalty", "length_penalty must be a float", code="invalid_type")
+    if "beam_width" not in body:
+        return {}
+    width = body["beam_width"]
+    if type(width) is not int:
+        raise _wrong("beam_width", "beam_width must be integer", code="invalid_type")
+    if width < 2:
+        raise _wrong("beam_width", "beam_width must be an integer > 1")
+    beams = {"beam_width": width, "num_return_gen": width, "length_penalty": float(length_penalty)}
+    return beams | ({"termination_id": stop_token} if "stop_token" in body else {})
 
 
 def _is_number(value: Any) -> bool:

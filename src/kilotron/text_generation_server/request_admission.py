@@ -11,7 +11,7 @@ from kilotron.coordinator.wire import EngineFacts, Submission
 from kilotron.engines.encoder_intake import EncoderDecoderPrompt
 from kilotron.engines.request_intake import Prompt
 from kilotron.sampling_params import SamplingParams
-from kilotron.scheduling.capacity import check_capacity
+from kilotron.scheduling.capacity import check_capacity, most_generated
 from kilotron.text_generation_server.encoder_prompts import begin_decoder, read_encoder_prompt
 from kilotron.text_generation_server.http_errors import HttpError
 from kilotron.text_generation_server.sampling_fields import SamplingFields
@@ -166,9 +166,9 @@ def _submission(
         raise _context_error(facts, len(ids), params.num_tokens_to_generate, place)
     request = state.intake.build(prompt, params, timeout_s=caller.timeout_s, cache_salt=options.cache_salt)
     if params.num_tokens_to_generate is None:
-        # The last token generated needs no room in the cache; the end of an encoder's last block stays empty.
-        num_encoder_blocks = -(-len(request.encoder_tokens) // facts.block_size)
-        capacity = (facts.num_blocks - 1 - num_encoder_blocks) * facts.block_size - request.prompt_length + 1
+        # The end of an encoder's last block stays empty.
+        num_blocks = facts.num_blocks - -(-len(request.encoder_tokens) // facts.block_size)
+        capacity = most_generated(request.prompt_length, params.beam_width, facts.block_size, num_blocks)
         room = facts.max_sequence_length - request.prompt_length
         wanted = room if options.default_max_tokens is None else max(options.default_max_tokens, params.min_tokens)
         request.max_generated = min(room, wanted, max(capacity, 1))

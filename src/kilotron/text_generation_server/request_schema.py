@@ -56,8 +56,6 @@ REFUSED: dict[str, Callable[[dict[str, Any], str], bool]] = {
     "ebnf": _is_none_or(),
     "stop_regex": _is_none_or(),
     "suffix": _is_none_or(""),
-    "use_beam_search": _is_none_or(False),
-    "length_penalty": _is_none_or(1),
     "logprob_token_ids": _is_none_or([]),
     "chat_template": _is_none_or(),
     "truncation_side": _is_none_or("left"),

@@ -49,6 +49,10 @@ class CompletionChoice(msgspec.Struct, kw_only=True):
     prompt_logprobs: list[dict[int, PromptLogprob] | None] | UnsetType | None = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET
+    score: float | UnsetType = UNSET
+    """Of a beam search."""
+    cumulative_logprob: float | UnsetType = UNSET
+    """The same without length penalty."""
 
 
 class Completion(msgspec.Struct, kw_only=True):
@@ -104,6 +108,10 @@ class ChatChoice(msgspec.Struct, kw_only=True):
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     token_ids: list[int] | UnsetType = UNSET
+    score: float | UnsetType = UNSET
+    """Of a beam search."""
+    cumulative_logprob: float | UnsetType = UNSET
+    """The same without length penalty."""
 
 
 class ChatCompletion(msgspec.Struct, kw_only=True):

@@ -8,10 +8,10 @@ from msgspec import Meta
 
 from kilotron.coordinator.wire import EngineFacts
 from kilotron.sampling_params import SamplingParams
+from kilotron.text_generation_server.beam_fields import BeamFields
 from kilotron.text_generation_server.http_errors import HttpError
 
 MAX_LOGPROBS = 20
-MAX_CHOICES = 128
 NO_STREAMING_INTERVAL = 2**31
 """Tokens between two pieces of output when all of it shall come in one."""
 
@@ -33,7 +33,7 @@ class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Accepted without effect."""
 
 
-class SamplingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class SamplingFields(BeamFields, kw_only=True, forbid_unknown_fields=True):
     """Null always means "not given"; what is not given takes the checkpoint's recommendation, if it has one."""
 
     model: Annotated[str, Meta(max_length=256)] | None = None
@@ -41,8 +41,6 @@ class SamplingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=-1, le=1_000_000)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
-    best_of: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     stop: StopText | Annotated[list[StopText], Meta(max_length=4)] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=128)] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
@@ -71,11 +69,6 @@ class SamplingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     return_tokens_as_token_ids: bool | None = None
 
     @property
-    def num_choices(self) -> int:
-        """Continuations of each prompt."""
-        return self.n or 1
-
-    @property
     def wants_usage(self) -> bool:
         """Whether the stream ends with the usage."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
@@ -91,13 +84,10 @@ class SamplingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         Raises:
             HttpError: 400, naming one of them.
         """
-        if self.best_of not in (None, 1, self.num_choices):
-            raise HttpError(
-                400,
-                f"best_of={self.best_of} must equal n={self.num_choices}: candidates are not generated to be dropped",
-                param="best_of",
-                code="unsupported_parameter",
-            )
+        self.check_beams()
+        if self.use_beam_search and self.stream:
+            message = "use_beam_search cannot stream: which beam is best is known only at the end"
+            raise HttpError(400, message, param="stream", code="unsupported_parameter")
         if self.stream_options is not None and not self.stream:
             raise HttpError(400, "stream_options needs stream=true", param="stream_options", code="invalid_value")
         if self.max_tokens is not None and (self.min_tokens or 0) > self.max_tokens:
@@ -169,6 +159,7 @@ def sampling_params(
         values["return_log_probs"] = True
         values["skip_prompt_log_probs"] = not has_prompt_scores
         values["top_n_logprobs"] = max(num_logprobs or 0, fields.prompt_logprobs or 0)
+    values |= fields.beam_values
     values["streaming"] = is_piecewise
     values["streaming_interval"] = (fields.stream_interval or 1) if is_piecewise else NO_STREAMING_INTERVAL
     return SamplingParams.from_dict(values)

@@ -36,6 +36,8 @@ def load_tiktoken_vocabulary(file: Path) -> FastTokenizer:
         ranked = [base64.b64decode(entry["token_bytes"], validate=True) for entry in entries]
     except (OSError, ValueError, RecursionError, TypeError, LookupError) as error:
         raise TokenizerError(f"{file} is no list of tokens with `token_bytes`, as tiktoken's are: {error!r}") from error
+    if not ranked:
+        raise TokenizerError(f"{file} holds no tokens, so it is no vocabulary of tiktoken")
     ranks = {token: rank for rank, token in enumerate(ranked[: VOCAB_SIZE - NUM_SPECIAL_TOKENS])}
     special = [*NAMED_TOKENS, *(f"<SPECIAL_{number}>" for number in range(len(NAMED_TOKENS), NUM_SPECIAL_TOKENS))]
     vocabulary = {_spell(token): rank + NUM_SPECIAL_TOKENS for token, rank in ranks.items()}

@@ -60,7 +60,7 @@ def test_the_second_start_maps_what_the_first_packed(options: dict[str, Any], mo
 
 
 @needs_native
-@pytest.mark.parametrize("case", ["qwen3-moe-some-dense", "gemma2", "gpt2"])
+@pytest.mark.parametrize("case", ["qwen3-moe-some-dense", "gemma2", "gpt2", "deepseek-v3"])
 def test_every_kind_of_layer_is_kept(case: str, tmp_path: Path) -> None:
     make_tiny_model(case, tmp_path / "tiny")
     packed, _ = start(tmp_path / "tiny", "write")

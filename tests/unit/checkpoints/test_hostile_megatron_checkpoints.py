@@ -20,6 +20,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
+from kilotron.checkpoints.damage import shown
 from kilotron.checkpoints.inert_values import Inert
 from kilotron.checkpoints.megatron import MegatronCheckpoint
 from kilotron.checkpoints.restricted_unpickler import read_pickle
@@ -157,6 +158,38 @@ def test_a_huge_memo_index_takes_no_memory() -> None:
     assert read_pickle(b"\x80\x02K\x07r\xff\xff\xff\x7f.", file=Path("x")) == 7
 
 
+@pytest.mark.parametrize("step", [b"\x85", b"q\x010]h\x01a", b"q\x010}K\x01h\x01s", b"q\x010h\x00h\x01\x85R"])
+def test_deep_nesting_does_no_harm(step: bytes) -> None:
+    depth = 100_000
+    assert read_pickle(b"\x80\x02cmodule\nname\nq\x00" + step * depth + b".", file=Path("x")) is not None
+    with pytest.raises(BrokenCheckpointError, match="found a tuple as a key"):
+        read_pickle(b"\x80\x02}cmodule\nname\nq\x00" + b"\x85" * depth + b"Ns.", file=Path("x"))
+
+
+MANY = b"(" + b"N" * 10_000 + b"t\x94"
+
+
+@pytest.mark.parametrize(
+    ("start", "step"),
+    [
+        (b"cmodule\nname\n\x94" + MANY, b"h\x00h\x01}K\x01K\x01s\x92"),  # arguments copied for each keyword
+        (b"ctorch\nSize\n\x94(" + b"N" * 10_000 + b"l\x94", b"h\x00h\x01\x85R"),
+        (b"\x8c\xff" + b"m" * 255 + b"\x94\x8c\xff" + b"n" * 255 + b"\x94", b"h\x00h\x01\x93"),
+        (b"cpathlib\nPosixPath\n\x94X\xff\x0f\x00\x00" + b"p" * 4095 + b"\x94", b"h\x00h\x01\x85R"),
+    ],
+)
+def test_few_opcodes_cannot_make_much(start: bytes, step: bytes) -> None:
+    with pytest.raises(BrokenCheckpointError, match="found more than 30000000 steps"):
+        read_pickle(b"\x80\x04" + start + step * 60_000 + b".", file=Path("x"))
+
+
+def test_a_message_about_a_value_without_end_is_short() -> None:
+    value: list[Any] = ["x" * 1000] * 10
+    for _ in range(20):
+        value = [value] * 10
+    assert len(shown(value)) < 250
+
+
 def test_a_class_that_is_not_known_stays_inert() -> None:
     value = read_pickle(pickle.dumps(Reduced(os.system, "touch canary")), file=Path("x"))
     assert isinstance(value, Inert)
@@ -238,13 +271,13 @@ def fewer_axes(chunks: list[ChunkStorageMetadata]) -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (functools.partial(change_chunks, overlap), "fill shape (4, 16, 8) exactly, found 2 pieces at (0, 0, 0)"),
-        (functools.partial(change_chunks, gap), "found 0 pieces at (0, 0, 4)"),
-        (functools.partial(change_chunks, list.clear), "found 0 pieces at (0, 0, 0)"),
+        (functools.partial(change_chunks, overlap), "fill shape (4, 16, 8) exactly, found two pieces at (0, 0, 0)"),
+        (functools.partial(change_chunks, gap), "found no piece at (0, 0, 4)"),
+        (functools.partial(change_chunks, list.clear), "found no piece at (0, 0, 0)"),
         (functools.partial(change_chunks, outside), "expected at least"),
         (functools.partial(change_chunks, elsewhere), "found no place for the piece at (0, 0, 1)"),
         (functools.partial(change_chunks, fewer_axes), "found a piece of shape (4, 16) at (0, 0, 0)"),
-        (functools.partial(change_tensor, {"size": torch.Size([4, 16, 9])}), "found 0 pieces at (0, 0, 8)"),
+        (functools.partial(change_tensor, {"size": torch.Size([4, 16, 9])}), "found no piece at (0, 0, 8)"),
         (functools.partial(change_tensor, {"size": (2**62, 2**62, 8)}), "a shape that memory can address"),
         (functools.partial(change_tensor, {"size": (-4, 16, 8)}), "found a shape that is not a tuple"),
         (functools.partial(change_tensor, {"size": None}), "expected offsets and sizes"),
@@ -273,6 +306,12 @@ def test_metadata_that_does_not_fit_is_refused_by_name(
     assert str(folder) in said
     if "dict of" not in complaint and "gone" not in complaint:
         assert QKV in said
+
+
+def test_bytes_of_two_tensors_are_refused(tmp_path: Path) -> None:
+    folder = write_dist(tmp_path / "c", stacked(model_tensors()), has_common_file=True)
+    edit_metadata(folder, functools.partial(change_place, {"offset": 1}))
+    assert "expected to begin at byte" in open_and_read(folder)
 
 
 @pytest.mark.parametrize(

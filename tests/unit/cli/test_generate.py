@@ -212,3 +212,27 @@ def test_the_bundled_model_runs_on_one_thread_unless_told_otherwise(command: Com
             assert torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(before)
+
+
+def test_beams_are_shown_best_first_with_their_scores(command: Command, checkpoint: str) -> None:
+    arguments = ("generate", checkpoint, "-p", "a", "--max-tokens", "3", "--beam-width", "4", "--num-return-gen", "2")
+    outcome = command(*arguments, "--length-penalty", "0", "--early-stopping", "never")
+
+    assert "prompt 1 of 1, beam 1 of 2, score -" in outcome.out
+    assert "prompt 1 of 1, beam 2 of 2, score -" in outcome.out
+
+
+def test_json_has_the_beams(command: Command, checkpoint: str) -> None:
+    arguments = ("generate", checkpoint, "-p", "a", "--max-tokens", "3", "--beam-width", "4", "--num-return-gen", "3")
+    result = command(*arguments, "--json").objects[0]
+
+    scores = [beam["score"] for beam in result["beams"]]
+    assert scores == sorted(scores, reverse=True)
+    assert (result["beams"][0]["token_ids"], result["beams"][0]["text"]) == (result["token_ids"], result["text"])
+
+
+def test_more_results_than_beams_are_refused_before_the_model_is_loaded(command: Command) -> None:
+    outcome = command("generate", "/no/such/model", "-p", "a", "--num-return-gen", "3")
+
+    assert outcome.code == 2
+    assert "num_return_gen=3 exceeds beam_width=1" in outcome.err

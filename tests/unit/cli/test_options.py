@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kilotron.cli.app import COMMANDS, build_app
-from kilotron.cli.options import ENGINE, EngineOptions, SamplingOptions
+from kilotron.cli.options import ENGINE, BeamOptions, EngineOptions, SamplingOptions
 from kilotron.config import InferenceConfig
 from kilotron.sampling_params import SamplingParams
 from unit.cli.conftest import Command
@@ -35,7 +35,8 @@ def test_every_engine_option_has_a_flag_or_a_reason() -> None:
 
 
 def test_every_sampling_field_has_a_flag_or_is_left_to_jsonl() -> None:
-    assert names_of(SamplingOptions) - {"logprobs"} == names_of(SamplingParams) - SAMPLING_WITHOUT_FLAG
+    flags = names_of(SamplingOptions) | names_of(BeamOptions)
+    assert flags - {"logprobs"} == names_of(SamplingParams) - SAMPLING_WITHOUT_FLAG
 
 
 def test_flags_left_alone_leave_the_engine_at_its_defaults() -> None:

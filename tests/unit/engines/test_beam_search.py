@@ -27,6 +27,7 @@ from kilotron.errors import (
 from kilotron.inference_request import Status
 from kilotron.models.inference_batch import InferenceBatch
 from kilotron.sampling_params import SamplingParams
+from kilotron.scheduling.capacity import most_generated
 
 BEAMS = SamplingParams(beam_width=3, num_return_gen=3, max_tokens=5)
 GREEDY = SamplingParams(temperature=0.0, max_tokens=5)
@@ -132,6 +133,15 @@ def test_a_search_that_can_never_run_is_refused_at_once() -> None:
     with pytest.raises(RequestNeverFitsError, match=r"need 12 KV blocks .* for 4 beams"):
         engine.add_request("abc", SamplingParams(beam_width=4, max_tokens=16))
     assert engine.generate(["abc"], SamplingParams(beam_width=4, max_tokens=12))[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize(("num_prompt", "width"), [(1, 1), (5, 3), (8, 2), (17, 4), (31, 5)])
+def test_the_most_that_fits_is_exactly_what_is_admitted(num_prompt: int, width: int) -> None:
+    engine = make_scripted_engine(num_blocks=33, max_sequence_length=512)
+    most = most_generated(num_prompt, width, 8, 33)
+    engine.build_all([[5] * num_prompt], SamplingParams(beam_width=width, max_tokens=most))
+    with pytest.raises(RequestNeverFitsError):
+        engine.build_all([[5] * num_prompt], SamplingParams(beam_width=width, max_tokens=most + 1))
 
 
 def test_prompt_log_probs_come_with_it() -> None:

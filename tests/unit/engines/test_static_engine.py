@@ -171,12 +171,13 @@ def test_a_failing_request_does_not_disturb_its_batch() -> None:
 
 def test_an_aborted_request_is_cancelled_whether_it_waits_or_not() -> None:
     engine = make_engine(1)
-    ids = [engine.add_request("a", sampling_params=SamplingParams(max_tokens=4)) for _ in range(3)]
+    ids = [engine.add_request("a", sampling_params=SamplingParams(max_tokens=4, n=2)) for _ in range(3)]
     engine.abort_request(ids[0])
     engine.abort_request(ids[2])
     engine.run_engine()
     done = engine.scheduler.completed_request_pool
     assert [done[i].status for i in ids] == [Status.CANCELLED, Status.COMPLETED, Status.CANCELLED]
+    assert [choice.status for choice in done[ids[2]].choices] == [Status.CANCELLED] * 2
     assert done[ids[0]].error is not None
     with pytest.raises(RequestNotFoundError):
         engine.abort_request(ids[1])
@@ -202,19 +203,22 @@ def test_a_stream_gives_the_request_as_it_grows() -> None:
     assert all(whole.generated_tokens[: one.generated_length] == one.generated_tokens for one in snapshots)
 
 
-def test_leaving_a_stream_aborts_its_request() -> None:
-    async def leave() -> Status:
+def test_leaving_a_stream_aborts_its_request_and_no_other() -> None:
+    async def leave() -> list[InferenceRequest]:
         engine = make_engine()
         params = SamplingParams(ignore_eos=True, max_tokens=200)
         request_id = engine.add_request("a", sampling_params=params, streaming=True)
+        other = engine.add_request("b", sampling_params=params)
         run = asyncio.create_task(engine.run_engine_async())
         stream = engine.get_stream_generator(request_id)
         await anext(stream)
         await stream.aclose()
         await run
-        return engine.scheduler.completed_request_pool[request_id].status
+        return [engine.scheduler.completed_request_pool[one] for one in (request_id, other)]
 
-    assert asyncio.run(leave()) == Status.CANCELLED
+    left, other = asyncio.run(leave())
+    assert (left.status, other.status) == (Status.CANCELLED, Status.COMPLETED)
+    assert 0 < left.generated_length < other.generated_length == 200
 
 
 def test_a_stream_needs_an_event_loop_and_is_read_once() -> None:

@@ -1,6 +1,5 @@
 """Layers that the kernels run in one call give the bits of their operations called one by one."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -128,12 +127,9 @@ def test_the_bits_are_the_same_over_an_int8_cache(name: str, isa: str, dtype: to
 def test_the_bits_are_the_same_with_sinks_and_a_position_bias(
     isa: str, dtype: torch.dtype, kv_dtype: torch.dtype | None
 ) -> None:
-    model = build(make_cpu(isa), dtype)
-    heads = model.config.num_attention_heads
-    terms = ({"sinks": draw(heads)}, {"sinks": draw(heads), "position_bias": draw(heads, 23)})
-    for layer, fields in zip(model.decoder.layers, terms, strict=True):
-        attention: Any = layer.self_attention
-        attention.options = replace(attention.options, **fields)
+    model = build(make_cpu(isa), dtype, softmax_type="learnable")
+    last: Any = model.decoder.layers[-1]
+    last.self_attention.core_attention.use_position_bias(draw(model.config.num_attention_heads, 23))
     model.decoder.pack()
     assert num_calls(model) == 1
     assert_same_bits(model, kv_dtype or dtype)

@@ -92,7 +92,12 @@ FIELDS: dict[str, dict[str, Any]] = {
     "suffix": {"suffix": "the end"},
     "response_format": {"response_format": {"type": "json_object"}},
     "guided_json": {"guided_json": {}},
-    "use_beam_search": {"use_beam_search": True},
+    "best_of  ": {"use_beam_search": True},
+    "best_of   ": {"use_beam_search": True, "best_of": 65},
+    "n     ": {"use_beam_search": True, "best_of": 2, "n": 3},
+    "length_penalty": {"length_penalty": 0.5},
+    "early_stopping": {"early_stopping": True},
+    "stream  ": {"use_beam_search": True, "n": 2, "stream": True},
     "logprob_token_ids": {"logprob_token_ids": [1]},
 }
 
