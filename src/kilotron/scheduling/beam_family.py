@@ -25,6 +25,7 @@ def add_beams(first: ScheduledRequest, width: int) -> None:
         )
         beam.token_ids = []
         beam.num_prompt_left = 0
+        beam.scores_prompt = False
         beam.place = BeamPlace(beams, index)
         beams.append(beam)
 

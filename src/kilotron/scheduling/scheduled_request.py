@@ -57,6 +57,7 @@ class ScheduledRequest(QueuePlace):
         "num_scored",
         "place",
         "request",
+        "scores_prompt",
         "slot",
         "token_ids",
     )
@@ -89,6 +90,8 @@ class ScheduledRequest(QueuePlace):
         must stay private: a cached block's owners own all its ancestors."""
         self.found: FoundPrefix | None = None
         """Cached blocks found when last looked for."""
+        self.scores_prompt = request.sampling_params.wants_prompt_log_probs
+        """Whether it gives log-probabilities of the prompt; the first of a request's beams does it for all."""
         self.num_scored = 0
         """Prompt positions whose log-probabilities were returned."""
         self.place: BeamPlace | None = None
@@ -113,11 +116,6 @@ class ScheduledRequest(QueuePlace):
     def is_parked(self) -> bool:
         """Whether it is a beam that must not compute yet; see `BeamPlace`."""
         return self.place is not None and self.place.is_parked
-
-    @property
-    def scores_prompt(self) -> bool:
-        """Whether it gives log-probabilities of the prompt; the first of a request's beams does it for all."""
-        return self.request.sampling_params.wants_prompt_log_probs and (self.place is None or self.place.index == 0)
 
     @property
     def num_wanted(self) -> int:

@@ -223,10 +223,10 @@ class Scheduler:
             item = self.running[index]
             index += 1
             budget.rows_to_come = len(self.running) - index
-            if item.is_parked:
-                self._start_parked(item)
+            if item.is_parked and not self._start_parked(item):
+                continue
             length = budget.chunk_length(item)
-            if length == 0 or item.is_parked:
+            if length == 0:
                 continue
             count = blocks_missing(item, length, block_size)
             granted = self._grant(item, count, preempted) if count > 0 else []
@@ -374,13 +374,15 @@ class Scheduler:
         that it is not stopped again at the next step."""
         return count + len(self.running) + self.allocator.num_unowned_among(cached) <= self.allocator.num_available
 
-    def _start_parked(self, item: ScheduledRequest) -> None:
+    def _start_parked(self, item: ScheduledRequest) -> bool:
         """Lets a beam go on that was stopped with its family, unless another is computing what both need."""
         source = find_source(item, self._find_cached(item), self.limits.block_size)
-        if source is not None:
-            start_parked(item, source, self.allocator, self.limits.block_size)
-            if not item.is_private:
-                self._expect(item)
+        if source is None:
+            return False
+        start_parked(item, source, self.allocator, self.limits.block_size)
+        if not item.is_private:
+            self._expect(item)
+        return True
 
     def _fork_or_stop(
         self,
