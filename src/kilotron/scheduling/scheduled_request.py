@@ -125,6 +125,16 @@ class ScheduledRequest(QueuePlace):
         return len(self.token_ids) - self.num_computed
 
     @property
+    def num_cross_missing(self) -> int:
+        """Blocks to grant for its encoder input."""
+        return 0 if self.cross is None else len(self.cross.parts) - len(self.cross.block_ids)
+
+    @property
+    def num_encoded(self) -> int:
+        """Tokens of its encoder input, if that is computed."""
+        return len(self.cross.token_ids) if self.cross is not None and self.cross.is_computed else 0
+
+    @property
     def num_to_encode(self) -> int:
         """Tokens that the encoder has to run on before any other."""
         return 0 if self.cross is None else self.cross.num_to_compute

@@ -309,10 +309,7 @@ class Scheduler:
             return None
         item.block_ids = cached
         item.num_computed = len(cached) * limits.block_size
-        found = cached
-        if item.cross is not None:
-            item.cross.start(self._find_cross(item.cross))
-            found = cached + item.cross.block_ids
+        found = cached if item.cross is None else cached + self._start_cross(item.cross)
         length = budget.chunk_length(item)
         # What is computed again may have outgrown a step, so it is split whatever the option says.
         is_whole = limits.enable_chunked_prefill or item.request.num_preemptions > 0 or length == item.num_wanted
@@ -320,22 +317,13 @@ class Scheduler:
             item.rewind()
             return None
         count = self._blocks_to_start(item, length)
-        num_cross = 0 if item.cross is None else len(item.cross.parts) - item.cross.num_cached
-        if not self._has_room(count + num_cross + len(item.family) - 1, found):
+        if not self._has_room(count + item.num_cross_missing + len(item.family) - 1, found):
             item.rewind()
             return None
         self.allocator.share(found)
-        granted = self.allocator.allocate(count + num_cross)
-        if granted is None:
-            raise RuntimeError(f"{count + num_cross} blocks were available and are not")
-        if item.cross is not None:
-            item.cross.block_ids = item.cross.block_ids + granted[count:]
-            granted = granted[:count]
-            self.counts.encode(item.cross)
+        granted = self._take_blocks(item, count)
         if item.request.timings.admitted is None:
-            item.request.num_cached_tokens = item.num_computed
-            if item.cross is not None and item.cross.is_computed:
-                item.request.num_cached_tokens += len(item.cross.token_ids)
+            item.request.num_cached_tokens = item.num_computed + item.num_encoded
             may_read_cache = limits.enable_prefix_caching and not item.scores_prompt
             self.counts.admit(item, may_read_cache=may_read_cache)
         for each in item.family:
@@ -349,6 +337,17 @@ class Scheduler:
         row = plan_row(item, length, granted)
         budget.spend(row)
         return row
+
+    def _take_blocks(self, item: ScheduledRequest, count: int) -> list[int]:
+        """So many blocks for a newcomer, and those that its encoder input lacks."""
+        num_needed = count + item.num_cross_missing
+        granted = self.allocator.allocate(num_needed)
+        if granted is None:
+            raise RuntimeError(f"{num_needed} blocks were available and are not")
+        if item.cross is not None:
+            item.cross.block_ids = item.cross.block_ids + granted[count:]
+            self.counts.encode(item.cross)
+        return granted[:count]
 
     def _blocks_to_start(self, item: ScheduledRequest, length: int) -> int:
         """Blocks that a newcomer gets to compute its first `length` tokens."""
@@ -430,9 +429,10 @@ class Scheduler:
             item.found = FoundPrefix(found.copy(), cache.registration(found[-1]))
         return found
 
-    def _find_cross(self, cross: CrossBlocks) -> list[int]:
-        """Leading blocks that hold what the request's decoder sees of its encoder input."""
-        return cross.find(self.allocator.cache)
+    def _start_cross(self, cross: CrossBlocks) -> list[int]:
+        """Begins with the blocks that hold what the request's decoder sees of its encoder input; returns them."""
+        cross.start(cross.find(self.allocator.cache))
+        return cross.block_ids
 
     def _register_cross(self, item: ScheduledRequest, cross: CrossBlocks) -> None:
         """Makes an encoder input findable that was just computed."""

@@ -53,7 +53,8 @@ class StaticScheduler(Scheduler):
     def _find_cached(self, item: ScheduledRequest) -> list[int]:
         return []
 
-    def _find_cross(self, cross: CrossBlocks) -> list[int]:
+    def _start_cross(self, cross: CrossBlocks) -> list[int]:
+        cross.start([])
         return []
 
     def _register_cross(self, item: ScheduledRequest, cross: CrossBlocks) -> None:
