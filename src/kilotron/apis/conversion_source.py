@@ -8,10 +8,11 @@ from pathlib import Path
 from kilotron.apis.tokenizer_choice import find_tokenizer
 from kilotron.checkpoints.huggingface import HuggingFaceCheckpoint
 from kilotron.checkpoints.megatron import MegatronCheckpoint
+from kilotron.checkpoints.megatron_args import KEPT_CONFIG, KEPT_GENERATION_CONFIG
 from kilotron.checkpoints.source_folder import CONFIG_FILE
 from kilotron.checkpoints.weight_names import WeightNames
 from kilotron.errors import CheckpointError
-from kilotron.models.kept_config import KEPT_CONFIG, KEPT_GENERATION_CONFIG, read_kept_config
+from kilotron.models.kept_config import read_kept_config
 from kilotron.models.quantization.formats import find_format
 from kilotron.models.registry import find_architecture, read_transformer_config
 from kilotron.models.transformer_config import TransformerConfig

@@ -16,6 +16,7 @@ from kilotron.apis.conversion_source import (
 from kilotron.checkpoints.huggingface import HuggingFaceCheckpoint
 from kilotron.checkpoints.huggingface_writer import shard_file_name, write_safetensors, write_shard_index
 from kilotron.checkpoints.megatron import MegatronCheckpoint
+from kilotron.checkpoints.megatron_args import KEPT_CONFIG, KEPT_GENERATION_CONFIG
 from kilotron.checkpoints.megatron_keys import Place, place_tensors
 from kilotron.checkpoints.megatron_writer import (
     RELEASE,
@@ -30,7 +31,6 @@ from kilotron.checkpoints.source_folder import CONFIG_FILE
 from kilotron.checkpoints.unfinished_folder import UnfinishedFolder
 from kilotron.checkpoints.weight_names import WeightNames
 from kilotron.models.huggingface_config import write_huggingface_config
-from kilotron.models.kept_config import KEPT_CONFIG, KEPT_GENERATION_CONFIG
 from kilotron.models.megatron_args import BOOKKEEPING, megatron_args
 from kilotron.models.registry import find_architecture
 from kilotron.models.transformer_config import TransformerConfig

@@ -277,7 +277,6 @@ class _Job:
 
     def _write_shard(self, stream: DigestingStream, *, shard: _Shard) -> Facts:
         facts = self.target.write_weights(stream, shard.outputs)
-        self.source.checkpoint.drop_pages()
         return {**facts, "digests": {label: self.digests[label] for label in shard.labels}}
 
     def _on_read(self, parameter: Parameter, value: torch.Tensor) -> None:

@@ -13,11 +13,12 @@ from kilotron.apis.conversion_source import AnyCheckpoint
 from kilotron.apis.tokenizer_choice import find_tokenizer
 from kilotron.checkpoints.huggingface import HuggingFaceCheckpoint
 from kilotron.checkpoints.megatron import MegatronCheckpoint
+from kilotron.checkpoints.megatron_args import KEPT_CONFIG, KEPT_GENERATION_CONFIG, kept_object
 from kilotron.checkpoints.open_checkpoint import open_checkpoint
 from kilotron.checkpoints.safetensors_file import TORCH_NAME_OF_DTYPE
 from kilotron.checkpoints.weight_names import WeightNames
 from kilotron.errors import CheckpointError, TokenizerError
-from kilotron.models.kept_config import KEPT_CONFIG, KEPT_GENERATION_CONFIG, kept_values, read_kept_config
+from kilotron.models.kept_config import read_kept_config
 from kilotron.models.megatron_args import find_megatron_gaps
 from kilotron.models.parameters import Parameter, list_parameters, part_shapes
 from kilotron.models.quantization.formats import find_format
@@ -302,7 +303,7 @@ def _megatron_oddities(checkpoint: MegatronCheckpoint, config: TransformerConfig
         return
     if gaps := find_megatron_gaps(config):
         yield f"megatron-core has no option for {', '.join(gaps)}: kilotron runs it, megatron-core does not"
-    if kept_values(args) is not None and read_kept_config(args, config) is None:
+    if kept_object(args, KEPT_CONFIG) is not None and read_kept_config(args, config) is None:
         yield f"{KEPT_CONFIG} contradicts the arguments, which count"
 
 

@@ -12,7 +12,7 @@ from kilotron.checkpoints.checkpoint import Checkpoint
 from kilotron.checkpoints.damage import broken, shown
 from kilotron.checkpoints.inert_values import Inert
 from kilotron.checkpoints.mapped_file import MappedFiles
-from kilotron.checkpoints.megatron_args import plain_args
+from kilotron.checkpoints.megatron_args import KEPT_GENERATION_CONFIG, kept_object, plain_args
 from kilotron.checkpoints.megatron_dist import DistributedCheckpoint
 from kilotron.checkpoints.megatron_folder import Format, MegatronFolder, find_megatron_folder, is_megatron_folder
 from kilotron.checkpoints.megatron_legacy import LegacyCheckpoint
@@ -47,8 +47,9 @@ class MegatronCheckpoint(Checkpoint):
         self, found: MegatronFolder, args: Mapping[str, Any], tensors: Mapping[str, ShardedTensor], files: MappedFiles
     ) -> None:
         architecture = "MegatronT5" if any(".cross_attention." in name for name in tensors) else "MegatronGPT"
+        generation_config = kept_object(args, KEPT_GENERATION_CONFIG) or {}
         infos = {name: tensor.info for name, tensor in tensors.items()}
-        super().__init__(found.folder, {**args, "architectures": [architecture]}, {}, infos)
+        super().__init__(found.folder, {**args, "architectures": [architecture]}, generation_config, infos)
         self.args = args
         self.format: Format = found.format
         self.iteration = found.iteration

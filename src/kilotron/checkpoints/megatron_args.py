@@ -1,10 +1,16 @@
 """The arguments that a training saved, as plain values that JSON could hold. Does not know what they mean."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kilotron.checkpoints.damage import broken, shown
 from kilotron.checkpoints.inert_values import Inert
+
+# Where the arguments keep the text of the files that a checkpoint was converted from.
+KEPT_CONFIG = "hf_config_json"
+KEPT_GENERATION_CONFIG = "hf_generation_config_json"
 
 MAX_DEPTH = 12
 MAX_VALUES = 200_000
@@ -29,6 +35,18 @@ def plain_values(values: dict[Any, Any], *, file: Path) -> dict[str, Any]:
     """The same values, as JSON could hold them. Raises as `plain_args`."""
     plain: dict[str, Any] = _PlainValues(file).convert(values, 0)
     return plain
+
+
+def kept_object(args: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """What the arguments keep of a JSON file; None when they keep none."""
+    text = args.get(name)
+    if not isinstance(text, str):
+        return None
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None
 
 
 class _PlainValues:

@@ -3,19 +3,17 @@
 It can say what Megatron's arguments cannot, and is believed only as long as these still agree with it.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from kilotron.checkpoints.megatron_args import KEPT_CONFIG, kept_object
 from kilotron.errors import CheckpointError
 from kilotron.models.architectures import ARCHITECTURES
 from kilotron.models.config_fields import ConfigFields
 from kilotron.models.megatron_args import megatron_args
 from kilotron.models.transformer_config import TransformerConfig
 
-KEPT_CONFIG = "hf_config_json"
-KEPT_GENERATION_CONFIG = "hf_generation_config_json"
 # A checkpoint may go on to be trained, with other lengths and types, and be the same model.
 CHANGEABLE = {
     "vocab_size", "padded_vocab_size", "params_dtype", "bf16", "fp16", "seq_length", "attention_dropout",
@@ -28,7 +26,7 @@ def read_kept_config(args: Mapping[str, Any], read: TransformerConfig) -> Transf
 
     None when there is none, or it contradicts the arguments.
     """
-    values = kept_values(args)
+    values = kept_object(args, KEPT_CONFIG)
     if values is None:
         return None
     try:
@@ -41,18 +39,6 @@ def read_kept_config(args: Mapping[str, Any], read: TransformerConfig) -> Transf
     if any(_plain(args[name]) != _plain(value) for name, value in said.items()):
         return None
     return replace(config, vocab_size=read.vocab_size, params_dtype=read.params_dtype)
-
-
-def kept_values(args: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The kept config.json's members; None when there is none."""
-    text = args.get(KEPT_CONFIG)
-    if not isinstance(text, str):
-        return None
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return values if isinstance(values, dict) else None
 
 
 def _plain(value: Any) -> Any:

@@ -25,6 +25,7 @@ from kilotron.models.transformer_config import TransformerConfig
 
 VOCABULARY_TABLES = ("embedding.word_embeddings.weight", "output_layer.weight")
 MOST_PROBLEMS_SHOWN = 8
+MOST_BYTES_HELD = 1 << 27
 
 OnRead = Callable[["Parameter", Tensor], None]
 
@@ -81,6 +82,7 @@ class ParameterReader:
         self._checkpoint = checkpoint
         self._config = config
         self._names = names
+        self._bytes_read = 0
 
     def stored_names(self, parameter: Parameter) -> tuple[str, ...]:
         """What a parameter is stored as."""
@@ -104,13 +106,22 @@ class ParameterReader:
 
     def read(self, parameter: Parameter) -> Tensor:
         """A parameter in our form, in the dtype it is stored in."""
+        self._drop_pages()
         stored, arrangement = parameter.stored_names(self._names, self._checkpoint.tensors)
         config = self._config
         parts = [
             rearrange(self._checkpoint.read(name), arrangement, config.num_query_groups, config.kv_channels)
             for name in stored
         ]
-        return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
+        value = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
+        self._bytes_read += value.nbytes
+        return value
+
+    def _drop_pages(self) -> None:
+        """Gives memory back now and then: what a map of a file has read counts as the process's."""
+        if self._bytes_read >= MOST_BYTES_HELD:
+            self._checkpoint.drop_pages()
+            self._bytes_read = 0
 
     def _problems(self, parameter: Parameter) -> Iterator[str]:
         stored, arrangement = parameter.stored_names(self._names, self._checkpoint.tensors)

@@ -124,16 +124,6 @@ class ScheduledRequest(QueuePlace):
         """Tokens known but not computed."""
         return len(self.token_ids) - self.num_computed
 
-    @property
-    def num_cross_missing(self) -> int:
-        """Blocks to grant for its encoder input."""
-        return 0 if self.cross is None else len(self.cross.parts) - len(self.cross.block_ids)
-
-    @property
-    def num_encoded(self) -> int:
-        """Tokens of its encoder input, if that is computed."""
-        return len(self.cross.token_ids) if self.cross is not None and self.cross.is_computed else 0
-
     def chain(self, num_blocks: int, block_size: int) -> bytes:
         """The chain value after the first `num_blocks` full blocks."""
         while len(self.chains) <= num_blocks:

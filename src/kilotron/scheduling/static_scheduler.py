@@ -53,8 +53,7 @@ class StaticScheduler(Scheduler):
     def _find_cached(self, item: ScheduledRequest) -> list[int]:
         return []
 
-    def _start_cross(self, cross: CrossBlocks) -> list[int]:
-        cross.start([])
+    def _find_cross(self, cross: CrossBlocks) -> list[int]:
         return []
 
     def _register_cross(self, item: ScheduledRequest, cross: CrossBlocks) -> None:

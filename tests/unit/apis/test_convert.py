@@ -18,6 +18,7 @@ from kilotron.apis.convert import ConversionOptions, ConversionReport, convert_c
 from kilotron.checkpoints.megatron import MegatronCheckpoint
 from kilotron.checkpoints.open_checkpoint import open_checkpoint
 from kilotron.errors import CheckpointError
+from kilotron.models.registry import read_transformer_config
 from unit.cli.tiny_checkpoint import write_tiny_checkpoint
 
 SMALL_FILES = ConversionOptions(max_shard_bytes=30_000)
@@ -297,3 +298,9 @@ def test_a_killed_conversion_goes_on(source: Path, tmp_path: Path) -> None:
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
     assert convert_checkpoint(source, tmp_path / "out", SMALL_FILES).num_files_kept > 0
+
+
+def test_sampling_defaults_and_end_tokens_go_with_the_weights(source: Path, megatron: Path) -> None:
+    with open_checkpoint(megatron) as converted, open_checkpoint(source) as original:
+        assert converted.generation_config == original.generation_config
+        assert read_transformer_config(converted.config).eos_token_ids == (257,)
