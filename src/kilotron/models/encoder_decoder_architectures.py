@@ -18,6 +18,7 @@ from kilotron.models.transformer_config import TransformerConfig
 # makes tables larger, so a folder that says nothing (`n_positions`) gets this one.
 RELATIVE_CONTEXT_LENGTH = 4096
 OUTPUT_WEIGHTS = ("lm_head.weight", "lm_head.output_layer.weight")
+OUTPUT_BIASES = ("final_logits_bias", "lm_head.output_layer.bias")
 
 
 def read_t5(fields: ConfigFields) -> TransformerConfig:
@@ -103,12 +104,15 @@ ENCODER_DECODER_NAMES = (
 
 
 def tie_as_stored(config: TransformerConfig, tensor_names: Collection[str]) -> TransformerConfig:
-    """Whether an output layer of its own is there is told by the tensors: T5's `tie_word_embeddings` says other things
-    in other versions of transformers."""
+    """Whether there is an output layer of its own, and a bias, is told by the tensors: T5's `tie_word_embeddings` says
+    other things in other versions of transformers."""
     if config.encoder_decoder is None:
         return config
     is_untied = any(name in tensor_names for name in OUTPUT_WEIGHTS)
-    return replace(config, untie_embeddings_and_output_weights=is_untied)
+    own = config.encoder_decoder
+    if tensor_names and own.has_output_bias:
+        own = replace(own, has_output_bias=any(name in tensor_names for name in OUTPUT_BIASES))
+    return replace(config, untie_embeddings_and_output_weights=is_untied, encoder_decoder=own)
 
 
 def with_generation_config(config: TransformerConfig, generation_config: Mapping[str, Any]) -> TransformerConfig:

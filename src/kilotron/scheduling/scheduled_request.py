@@ -122,11 +122,6 @@ class ScheduledRequest(QueuePlace):
         """Tokens known but not computed."""
         return len(self.token_ids) - self.num_computed
 
-    @property
-    def num_to_encode(self) -> int:
-        """Tokens that the encoder has to run on before any other."""
-        return 0 if self.cross is None else self.cross.num_to_compute
-
     def chain(self, num_blocks: int, block_size: int) -> bytes:
         """The chain value after the first `num_blocks` full blocks."""
         while len(self.chains) <= num_blocks:

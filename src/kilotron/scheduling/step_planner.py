@@ -39,7 +39,7 @@ class StepBudget:
 
     def chunk_length(self, item: ScheduledRequest) -> int:
         """How many tokens the next row may compute; 0 when the step is full."""
-        tokens = self.tokens - item.num_to_encode
+        tokens = self.tokens if item.cross is None else self.tokens - item.cross.num_to_compute
         if tokens <= 0 or self.logits <= 0:
             return 0
         length = item.num_wanted

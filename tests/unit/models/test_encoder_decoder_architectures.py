@@ -49,6 +49,11 @@ def test_the_tensors_tell_whether_there_is_an_output_layer() -> None:
     assert read("T5", "lm_head.weight").untie_embeddings_and_output_weights
 
 
+def test_the_tensors_tell_whether_there_is_an_output_bias() -> None:
+    assert own_of(read("Bart", "final_logits_bias")).has_output_bias
+    assert not own_of(read("Bart", "model.shared.weight")).has_output_bias
+
+
 @pytest.mark.parametrize(
     ("kind", "is_gated", "activation"),
     [("relu", False, "relu"), ("gated-gelu", True, "gelu_tanh"), ("gated-silu", True, "silu"), ("gelu", False, "gelu")],

@@ -14,6 +14,7 @@ from kilotron.sampling_params import SamplingParams
 from kilotron.scheduling.scheduler import Scheduler
 from kilotron.scheduling.step_plan import BeamMove, RowPlan, StepPlan, StepResult
 from kilotron.scheduling.step_planner import SchedulerLimits
+from unit.scheduling.cross_cache import CrossCache
 from unit.scheduling.scheduler_world import DEFAULT_LIMITS, KVCache
 
 
@@ -45,6 +46,7 @@ class BeamWorld:
         self.limits = SchedulerLimits(**values)
         self.scheduler = Scheduler(self.limits, num_blocks)
         self.cache = KVCache(num_blocks, self.limits)
+        self.cross_cache = CrossCache(num_blocks, self.limits)
         self.searches: dict[int, Search] = {}
         self.random = random.Random(seed)
         self.now = 0.0
@@ -59,6 +61,7 @@ class BeamWorld:
         max_generated: int = 4,
         priority: int = 0,
         timeout: int | None = None,
+        encoder: list[int] | None = None,
     ) -> InferenceRequest:
         """A request arrives.
 
@@ -71,12 +74,15 @@ class BeamWorld:
             prompt,
             params,
             RequestTimings(self.now),
+            encoder_tokens=encoder or [],
             max_generated=max_generated,
             deadline=None if timeout is None else self.now + timeout,
         )
         request.choices = [request]
         self.scheduler.check_admissible(request)
         salt = "" if self.limits.enable_prefix_caching else f"prompt {request.request_id}"
+        if encoder:
+            salt += f" after {encoder}"
         beams = [list(prompt), *([] for _ in range(1, width))]
         self.searches[request.request_id] = Search(request, salt, beams)
         self.scheduler.add_request(request)
@@ -102,6 +108,7 @@ class BeamWorld:
         self.scheduler.preempt_all()
         self.scheduler.clear_prefix_cache()
         self.cache.values.clear()
+        self.cross_cache.values.clear()
         self.check()
 
     def step(self, *, faulty: int | None = None, ending: int | None = None) -> StepPlan | None:
@@ -112,8 +119,12 @@ class BeamWorld:
             return None
         self._check_plan(plan)
         self.cache.take_in(plan)
+        self.cross_cache.take_in(plan)
         for row in plan.rows:
             self._compute(row)
+        for row in plan.rows:
+            search = self.searches[row.request_id]
+            self.cross_cache.check(row, search.salt, search.request.encoder_tokens)
         faults: dict[int, KilotronError] = {}
         if faulty is not None:
             bad = plan.rows[faulty % len(plan.rows)].request_id
@@ -121,6 +132,7 @@ class BeamWorld:
             for row in plan.rows:
                 if row.request_id == bad:
                     self.cache.spoil(row)
+                    self.cross_cache.spoil(row)
         ended = set(faults)
         if ending is not None:
             ended.add(plan.rows[ending % len(plan.rows)].request_id)
@@ -170,6 +182,7 @@ class BeamWorld:
         self.num_recomputed += len(row.token_ids)
         self.cache.check(row, search.salt, tokens)
         self.cache.compute(row, search.salt)
+        self.cross_cache.compute(row, search.salt)
         if row.num_candidates:
             search.arrived.add(row.beam)
 

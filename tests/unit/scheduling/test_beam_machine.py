@@ -29,6 +29,7 @@ prompts = st.builds(
     st.sampled_from(PREFIXES),
     st.lists(st.integers(0, 1), min_size=1, max_size=6),
 )
+inputs = st.one_of(st.none(), prompts)
 maybe_row = st.none() | st.integers(0, 5)
 
 
@@ -45,6 +46,7 @@ class BeamMachine(RuleBasedStateMachine):
         max_generated=st.integers(1, 9),
         priority=st.integers(-1, 1),
         timeout=st.none() | st.integers(1, 9),
+        encoder=inputs,
     )
     def add(self, **request: object) -> None:
         with contextlib.suppress(QueueFullError, RequestNeverFitsError):
@@ -106,7 +108,9 @@ def play(seed: int, num_actions: int = 60) -> BeamWorld:
             prompt = [*rng.choice(PREFIXES), *(rng.randrange(2) for _ in range(rng.randint(1, 6)))]
             width, length = rng.choice([1, 2, 3, 4]), rng.choice([1, 3, 8, 12])
             try:
-                world.add(prompt, width=width, max_generated=length, priority=rng.choice([0, 0, -1, 1]))
+                encoder = rng.choice([None, None, *PREFIXES])
+                priority = rng.choice([0, 0, -1, 1])
+                world.add(prompt, width=width, max_generated=length, priority=priority, encoder=encoder)
             except (QueueFullError, RequestNeverFitsError):
                 continue
         elif action == "step":
