@@ -210,6 +210,20 @@ def test_tensors_without_a_place_in_the_model_are_named(source: Path, tmp_path: 
     assert any("vision.weight" in note for note in report.notes)
 
 
+@pytest.mark.parametrize("is_copy", [True, False])
+def test_an_output_weight_beside_a_tied_table_may_only_be_a_copy(source: Path, tmp_path: Path, is_copy: bool) -> None:
+    tied = shutil.copytree(source, tmp_path / "tied")
+    weights = load_file(tied / "model.safetensors")
+    table = weights["model.embed_tokens.weight"]
+    save_file(weights | {"lm_head.weight": table + (not is_copy)}, tied / "model.safetensors")
+
+    if is_copy:
+        assert any("lm_head.weight" in note for note in convert_checkpoint(tied, tmp_path / "out").notes)
+        return
+    with pytest.raises(CheckpointError, match="though the configuration ties them"):
+        convert_checkpoint(tied, tmp_path / "out")
+
+
 def test_a_padded_vocabulary_is_cut_to_the_size_asked_for(megatron: Path, tmp_path: Path) -> None:
     report = convert_checkpoint(megatron, tmp_path / "back", ConversionOptions(vocab_size=250))
 
