@@ -19,14 +19,19 @@ if TYPE_CHECKING:
     from kilotron.coordinator.inference_client import InferenceClient
     from kilotron.engines.abstract_engine import AbstractEngine
     from kilotron.engines.dynamic_engine import DynamicInferenceEngine
+    from kilotron.engines.encoder_intake import EncoderDecoderPrompt
     from kilotron.engines.static_engine import MCoreEngine, StaticInferenceEngine
     from kilotron.errors import KilotronError
     from kilotron.inference_request import DynamicInferenceRequest, InferenceRequest, Status
     from kilotron.model_inference_wrappers.abstract_model_inference_wrapper import AbstractModelInferenceWrapper
     from kilotron.model_inference_wrappers.gpt_inference_wrapper import GPTInferenceWrapper
     from kilotron.model_inference_wrappers.inference_wrapper_config import InferenceWrapperConfig
+    from kilotron.model_inference_wrappers.t5_inference_wrapper import T5InferenceWrapper
     from kilotron.sampling_params import CommonInferenceParams, SamplingParams
     from kilotron.scheduling.request_pools import Scheduler
+    from kilotron.text_generation_controllers.encoder_decoder_text_generation_controller import (
+        EncoderDecoderTextGenerationController,
+    )
     from kilotron.text_generation_controllers.stream_item import StreamItem
     from kilotron.text_generation_controllers.text_generation_controller import (
         SimpleTextGenerationController,
@@ -42,6 +47,10 @@ _HOMES = {
     "DynamicInferenceContext": "kilotron.contexts.dynamic_context",
     "DynamicInferenceEngine": "kilotron.engines.dynamic_engine",
     "DynamicInferenceRequest": "kilotron.inference_request",
+    "EncoderDecoderPrompt": "kilotron.engines.encoder_intake",
+    "EncoderDecoderTextGenerationController": (
+        "kilotron.text_generation_controllers.encoder_decoder_text_generation_controller"
+    ),
     "GPTInferenceWrapper": "kilotron.model_inference_wrappers.gpt_inference_wrapper",
     "InferenceClient": "kilotron.coordinator.inference_client",
     "InferenceConfig": "kilotron.config",
@@ -59,6 +68,7 @@ _HOMES = {
     "StaticInferenceEngine": "kilotron.engines.static_engine",
     "Status": "kilotron.inference_request",
     "StreamItem": "kilotron.text_generation_controllers.stream_item",
+    "T5InferenceWrapper": "kilotron.model_inference_wrappers.t5_inference_wrapper",
     "TextGenerationController": "kilotron.text_generation_controllers.text_generation_controller",
     "beam_search_and_post_process": "kilotron.apis.text_generation",
     "generate_and_post_process": "kilotron.apis.text_generation",
@@ -76,6 +86,8 @@ __all__ = [
     "DynamicInferenceContext",
     "DynamicInferenceEngine",
     "DynamicInferenceRequest",
+    "EncoderDecoderPrompt",
+    "EncoderDecoderTextGenerationController",
     "GPTInferenceWrapper",
     "InferenceClient",
     "InferenceConfig",
@@ -93,6 +105,7 @@ __all__ = [
     "StaticInferenceEngine",
     "Status",
     "StreamItem",
+    "T5InferenceWrapper",
     "TextGenerationController",
     "beam_search_and_post_process",
     "generate_and_post_process",

@@ -131,7 +131,7 @@ class InferenceRequest:
     """The id or text that stopped it; None for the model's own end of sequence."""
     error: KilotronError | None = None
     num_cached_tokens: int = 0
-    """Prompt tokens found in the prefix cache at first admission."""
+    """Prompt tokens found in the prefix cache at first admission, and encoder tokens if all were."""
     num_preemptions: int = 0
 
     @property

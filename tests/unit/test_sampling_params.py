@@ -23,6 +23,7 @@ FLOAT_RANGES = [
     ("presence_penalty", -2, 2, -2.1, 2.1),
     ("frequency_penalty", -2, 2, -2.1, 2.1),
     ("repetition_penalty", 0.001, 100, 0, 100.1),
+    ("length_penalty", -10, 10, -10.1, 10.1),
 ]
 INT_RANGES = [
     ("top_k", -1, 2**31, -2, 2**31 + 1),
@@ -32,10 +33,15 @@ INT_RANGES = [
     ("termination_id", -1, 2**31, -2, 2**31 + 1),
     ("streaming_interval", 1, 2**31, 0, 2**31 + 1),
     ("n", 1, 1024, 0, 1025),
+    ("beam_width", 1, 64, 0, 65),
     ("seed", -(2**63), 2**64 - 1, -(2**63) - 1, 2**64),
     ("priority", -(2**31), 2**31, -(2**31) - 1, 2**31 + 1),
 ]
-BOOLEANS = [field.name for field in fields(SamplingParams) if isinstance(field.default, bool)]
+BOOLEANS = [
+    field.name
+    for field in fields(SamplingParams)
+    if isinstance(field.default, bool) and field.name != "early_stopping"  # it may be "never", too
+]
 NOT_NUMBERS = ["1", None, True, [1], float("nan"), float("inf"), -float("inf"), 10**400, b"1", 1j]
 
 # By name, because hypothesis cannot print the largest of them either.

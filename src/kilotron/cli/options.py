@@ -178,9 +178,7 @@ class BeamOptions:
 class EngineOptions:
     """Fields of InferenceConfig, and the tokenizer."""
 
-    tokenizer: Annotated[
-        str | None, flag("Folder or file of the tokenizer; by default the checkpoint's.")
-    ] = None
+    tokenizer: Annotated[str | None, flag("Folder or file of the tokenizer; by default the checkpoint's.")] = None
     dtype: Annotated[str, flag("auto (the checkpoint's), float32, bfloat16 or float16.")] = _DEFAULTS.dtype
     kv_cache_dtype: Annotated[
         str, flag("Type of the KV cache: auto (that of the activations), or int8 for twice as many tokens.")

@@ -57,7 +57,10 @@ class RequestTimeline:
             del self._records[next(iter(self._records))]
         arrival = request.timings.arrival
         self._records[request.request_id] = _Record(arrival)
-        self._add(request.request_id, arrival, "queued", prompt_tokens=request.prompt_length)
+        details = {"prompt_tokens": request.prompt_length}
+        if request.encoder_tokens:
+            details["encoder_tokens"] = len(request.encoder_tokens)
+        self._add(request.request_id, arrival, "queued", **details)
 
     def begin_step(self, plan: StepPlan, requests: Mapping[int, InferenceRequest], now: float) -> None:
         """A step is about to run; `requests` are the unfinished ones, as the step before left them."""

@@ -13,7 +13,8 @@ LLAMA3_LENGTH = 8192
 
 def read_positions(args: ConfigFields) -> dict[str, Any]:
     """The fields of TransformerConfig that tell how positions enter the model."""
-    kind = args.text("position_embedding_type", "learned_absolute")
+    is_old_rope = args.flag("use_rotary_position_embeddings", False)  # of versions that had no kinds
+    kind = args.text("position_embedding_type", "rope" if is_old_rope else "learned_absolute")
     if kind not in KINDS:
         raise args.wrong("position_embedding_type", f"one of {', '.join(KINDS)}")
     fields: dict[str, Any] = {

@@ -304,38 +304,15 @@ class Scheduler:
 
     def _try_start(self, item: ScheduledRequest, cached: list[int], budget: StepBudget) -> RowPlan | None:
         """Gives a waiting request slots and blocks for its first chunk; None, and no change, if it does not fit."""
-        limits = self.limits
         if len(item.family) > len(self._free_slots):
             return None
-        item.block_ids = cached
-        item.num_computed = len(cached) * limits.block_size
-        found = cached
-        if item.cross is not None:
-            item.cross.start(self._find_cross(item.cross))
-            found = cached + item.cross.block_ids
+        found = self._start_from(item, cached)
         length = budget.chunk_length(item)
-        # What is computed again may have outgrown a step, so it is split whatever the option says.
-        is_whole = limits.enable_chunked_prefill or item.request.num_preemptions > 0 or length == item.num_wanted
-        if not is_whole or length == 0:
-            item.rewind()
-            return None
-        count = self._blocks_to_start(item, length)
-        num_cross = 0 if item.cross is None else len(item.cross.parts) - item.cross.num_cached
-        if not self._has_room(count + num_cross + len(item.family) - 1, found):
-            item.rewind()
-            return None
-        self.allocator.share(found)
-        granted = self.allocator.allocate(count + num_cross)
+        granted = self._grant_newcomer(item, length, found)
         if granted is None:
-            raise RuntimeError(f"{count + num_cross} blocks were available and are not")
-        if item.cross is not None:
-            item.cross.block_ids = item.cross.block_ids + granted[count:]
-            granted = granted[:count]
-            self.counts.encode(item.cross)
-        if item.request.timings.admitted is None:
-            item.request.num_cached_tokens = item.num_computed
-            may_read_cache = limits.enable_prefix_caching and not item.scores_prompt
-            self.counts.admit(item, may_read_cache=may_read_cache)
+            item.rewind()
+            return None
+        self._count_admission(item)
         for each in item.family:
             each.slot = self._free_slots.pop()
             if each.place is not None:
@@ -347,6 +324,46 @@ class Scheduler:
         row = plan_row(item, length, granted)
         budget.spend(row)
         return row
+
+    def _start_from(self, item: ScheduledRequest, cached: list[int]) -> list[int]:
+        """Sets a newcomer to where cached blocks end; returns them, those of its encoder input too."""
+        item.block_ids = cached
+        item.num_computed = len(cached) * self.limits.block_size
+        if item.cross is None:
+            return cached
+        item.cross.start(self._find_cross(item.cross))
+        return cached + item.cross.block_ids
+
+    def _grant_newcomer(self, item: ScheduledRequest, length: int, found: list[int]) -> list[int] | None:
+        """Blocks for the first `length` tokens, beside a share in those found; None, and no change, if it does not fit.
+
+        Those that its encoder's input needs are given to it at once.
+        """
+        # What is computed again may have outgrown a step, so it is split whatever the option says.
+        may_split = self.limits.enable_chunked_prefill or item.request.num_preemptions > 0
+        if length == 0 or not (may_split or length == item.num_wanted):
+            return None
+        count, cross = self._blocks_to_start(item, length), item.cross
+        num_cross = 0 if cross is None else len(cross.parts) - cross.num_cached
+        if not self._has_room(count + num_cross + len(item.family) - 1, found):
+            return None
+        self.allocator.share(found)
+        granted = self.allocator.allocate(count + num_cross)
+        if granted is None:
+            raise RuntimeError(f"{count + num_cross} blocks were available and are not")
+        if cross is not None:
+            cross.block_ids = cross.block_ids + granted[count:]
+            self.counts.encode(cross)
+        return granted[:count]
+
+    def _count_admission(self, item: ScheduledRequest) -> None:
+        request, cross = item.request, item.cross
+        if request.timings.admitted is not None:
+            return
+        request.num_cached_tokens = item.num_computed
+        if cross is not None and cross.is_computed:
+            request.num_cached_tokens += len(cross.token_ids)
+        self.counts.admit(item, may_read_cache=self.limits.enable_prefix_caching and not item.scores_prompt)
 
     def _blocks_to_start(self, item: ScheduledRequest, length: int) -> int:
         """Blocks that a newcomer gets to compute its first `length` tokens."""

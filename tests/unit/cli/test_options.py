@@ -23,6 +23,7 @@ SAMPLING_WITHOUT_FLAG = {
     "num_tokens_total", "termination_id", "detokenize_stop_sequence", "skip_special_tokens", "return_log_probs",
     "skip_prompt_log_probs", "top_n_logprobs", "return_prompt_tokens", "return_segments", "streaming",
     "streaming_interval", "logit_bias", "allowed_token_ids", "priority", "attributes",
+    "top_p_decay", "top_p_bound", "prevent_newline_after_colon",
 }  # fmt: skip
 
 

@@ -63,7 +63,7 @@ def test_the_feed_forward_part_is_named_in_one_word(kind: str, is_gated: bool, a
     [
         ("T5", {"feed_forward_proj": "gated-tanhh"}, "feed_forward_proj"),
         ("T5", {"relative_attention_num_buckets": 2}, "num_position_buckets"),
-        ("T5", {"num_layers": 0}, "num_layers"),
+        ("T5", {"num_layers": 0}, "num_encoder_layers"),
         ("Bart", {"encoder_layers": 0}, "num_encoder_layers"),
         ("Bart", {"activation_function": "tanh"}, "activation_function"),
     ],

@@ -129,6 +129,7 @@ def test_positions_are_learned_unless_said_otherwise() -> None:
     config = read()
     assert (config.position_embedding_type, config.rotates) == ("learned", False)
     assert read(position_embedding_type="none").position_embedding_type == "none"
+    assert read(use_rotary_position_embeddings=True).position_embedding_type == "rope"
 
 
 def test_rotation_is_read_with_its_share_and_base() -> None:

@@ -53,6 +53,15 @@ def tensors_of(*, norm_bias: bool = False, gated: bool = False) -> dict[str, Ten
     return tensors
 
 
+def biases_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One for each linear layer, and for no norm."""
+    weights = {name: x for name, x in tensors.items() if "linear" in name}
+    generator = torch.Generator().manual_seed(4)
+    return {
+        name.replace("weight", "bias"): torch.randn(len(x), generator=generator) * 0.3 for name, x in weights.items()
+    }
+
+
 def logits_of(args: dict[str, Any], tensors: dict[str, Tensor], kernels: str) -> Tensor:
     runner = ModelRunner.of(MemoryCheckpoint(ARGS | args, tensors), kernels=kernels)
     return runner.run_in_chunks(0, TOKENS, [4, 1])
@@ -119,6 +128,27 @@ def test_an_interpolated_model_sees_positions_divided(kernels: str) -> None:
     plain = logits_of({"rotary_percent": 0.25}, tensors, kernels)
     assert not torch.allclose(stretched, plain, atol=1e-3)
     assert torch.allclose(stretched[0], plain[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["squared_relu", "swiglu", "quick_geglu"])
+@pytest.mark.parametrize("has_biases", [False, True])
+def test_experts_that_are_all_alike_are_one_mlp(activation: str, has_biases: bool, kernels: str) -> None:
+    tensors = tensors_of(gated=activation != "squared_relu")
+    args = {activation: True, "activation_func_clamp_value": 0.5, "add_bias_linear": has_biases}
+    if has_biases:
+        tensors |= biases_of(tensors)
+    experts = {name: x for name, x in tensors.items() if ".mlp." not in name}
+    for layer in range(2):
+        prefix = f"decoder.layers.{layer}.mlp"
+        experts[f"{prefix}.router.weight"] = tensors["embedding.word_embeddings.weight"][:3]
+        if has_biases:
+            experts[f"{prefix}.router.bias"] = torch.ones(3)
+        for name, x in tensors.items():
+            if name.startswith(f"{prefix}.linear_fc"):
+                part = name.removeprefix(f"{prefix}.")
+                experts |= {f"{prefix}.experts.local_experts.{expert}.{part}": x for expert in range(3)}
+    mixed = logits_of(args | {"num_experts": 3, "moe_router_topk": 2}, experts, kernels)
+    assert torch.allclose(mixed, logits_of(args, tensors, kernels), atol=1e-4)
 
 
 def test_multi_token_prediction_is_left_unread(kernels: str) -> None:

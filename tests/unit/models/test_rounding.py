@@ -148,7 +148,7 @@ def test_a_tied_output_layer_is_rounded_and_the_embedding_stays(tmp_path: Path) 
     assert torch.equal(run(folder, INT8).model.embedding.word_embeddings.weight, table)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "gpt-neox", "qwen3-moe"])
+@pytest.mark.parametrize("kind", ["gpt2", "gpt-neox", "qwen3-moe", "deepseek-v3"])
 def test_logits_of_8_bits_are_near_in_every_arrangement_of_weights(tmp_path: Path, kind: str) -> None:
     make_tiny_model(kind, tmp_path)
     tokens = {0: list(range(1, 30))}

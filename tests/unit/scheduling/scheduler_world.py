@@ -370,7 +370,9 @@ class SchedulerWorld:
         watched.slot = admission.slot
         watched.num_computed = len(admission.cached_block_ids) * self.limits.block_size
         if watched.num_admissions == 0:
-            assert watched.request.num_cached_tokens == watched.num_computed
+            cross = self.scheduler._requests[admission.request_id].cross
+            num_encoded = len(cross.token_ids) if cross is not None and cross.is_computed else 0
+            assert watched.request.num_cached_tokens == watched.num_computed + num_encoded
             assert watched.request.timings.admitted == self.now
         watched.num_admissions += 1
 

@@ -4,7 +4,7 @@ from kilotron.coordinator.coordinator_config import CoordinatorConfig
 from kilotron.coordinator.core.ended_requests import EndedRequests
 from kilotron.coordinator.core.lifecycle import Lifecycle
 from kilotron.coordinator.core.replicas import ReplicaTable
-from kilotron.coordinator.core.request_ledger import RequestLedger
+from kilotron.coordinator.core.request_ledger import RequestLedger, beam_width_of
 from kilotron.coordinator.core.routing import Router
 from kilotron.coordinator.core.service_metrics import ServiceMetrics
 from kilotron.coordinator.wire import Submission
@@ -14,7 +14,7 @@ from kilotron.errors import (
     InvalidRequestError,
     ServiceUnavailableError,
 )
-from kilotron.sampling_params import MAX_CHOICES
+from kilotron.sampling_params import MAX_BEAM_WIDTH, MAX_CHOICES
 
 _MOST_ID_CHARS = 64
 # The queue may hold this many times what the KV caches do, unless an option says otherwise.
@@ -61,7 +61,7 @@ class Admission:
             raise DuplicateRequestError(f"a request {submission.request_id} has been run; draw a new id")
         if submission.timeout_s is not None and not submission.timeout_s > 0:
             raise DeadlineExceededError("the deadline passed before the request was taken in")
-        if not self._can_start(num_choices):
+        if not self._can_start(num_choices * beam_width_of(submission)):
             self._check_queue(submission)
         return num_choices, priority
 
@@ -71,9 +71,9 @@ class Admission:
         if not any(replica.is_joined and self._replicas.is_live(replica, now) for replica in self._replicas):
             raise ServiceUnavailableError("no engine is ready", self._replicas.seconds_to_ready(now))
 
-    def _can_start(self, num_choices: int) -> bool:
+    def _can_start(self, num_sequences: int) -> bool:
         is_open = self._lifecycle.state == "running" and not self._ledger.num_queued
-        return is_open and self._router.has_room(num_choices)
+        return is_open and self._router.has_room(num_sequences)
 
     def _check_queue(self, submission: Submission) -> None:
         limit = self._max_queued_tokens
@@ -90,7 +90,12 @@ def _read(submission: Submission) -> tuple[int, int]:
     if not submission.prompt_tokens:
         raise InvalidRequestError("a submission without prompt tokens")
     num_choices, priority = submission.params.get("n", 1), submission.params.get("priority", 0)
-    for name, value, low, high in (("n", num_choices, 1, MAX_CHOICES), ("priority", priority, -(1 << 31), 1 << 31)):
+    ranges = (
+        ("n", num_choices, 1, MAX_CHOICES),
+        ("beam_width", beam_width_of(submission), 1, MAX_BEAM_WIDTH),
+        ("priority", priority, -(1 << 31), 1 << 31),
+    )
+    for name, value, low, high in ranges:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise InvalidRequestError(f"{name} must be a whole number in [{low}, {high}]")
     return num_choices, priority

@@ -81,7 +81,7 @@ class RequestFlow:
             replica = self._choose(request)
             if replica is not None:
                 self._start(request, replica, now)
-            elif request.lost_on and self._router.has_room(request.num_choices):
+            elif request.lost_on and self._router.has_room(request.num_sequences):
                 # It may not go where there is room, and must not hold up those behind it.
                 self._fail(request, EngineDiedError("the request was lost, and no other engine has room for it"))
             else:
@@ -185,7 +185,7 @@ class RequestFlow:
     def _choose(self, request: TrackedRequest) -> str | None:
         submission = request.submission
         return self._router.choose(
-            request.num_choices, submission.num_input_tokens, submission.block_hashes, request.lost_on
+            request.num_sequences, submission.num_input_tokens, submission.block_hashes, request.lost_on
         )
 
     def _start(self, request: TrackedRequest, replica: str, now: float) -> None:
@@ -195,8 +195,8 @@ class RequestFlow:
             self._router.remove(replica)
             return
         expected = min(submission.max_generated, int(self._metrics.mean_generation_tokens) or _EXPECTED_TOKENS)
-        request.num_outstanding = submission.num_input_tokens + request.num_choices * expected
-        self._router.take(replica, request.num_choices, request.num_outstanding)
+        request.num_outstanding = submission.num_input_tokens + request.num_sequences * expected
+        self._router.take(replica, request.num_sequences, request.num_outstanding)
         self._ledger.assign(request, replica, now)
         self._ended.ran_on(request.request_id, replica)
         timeout_s = None if submission.timeout_s is None else request.deadline - now
@@ -271,7 +271,7 @@ class RequestFlow:
 
     def _give_back(self, request: TrackedRequest) -> None:
         if request.replica is not None:
-            self._router.give_back(request.replica, request.num_choices, request.num_outstanding)
+            self._router.give_back(request.replica, request.num_sequences, request.num_outstanding)
             request.num_outstanding = 0
 
     def _end(self, request: TrackedRequest) -> None:

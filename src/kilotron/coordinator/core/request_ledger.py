@@ -56,6 +56,17 @@ class TrackedRequest:
     def num_prompt_tokens(self) -> int:
         return self.submission.num_input_tokens
 
+    @property
+    def num_sequences(self) -> int:
+        """What runs side by side for it: its choices, each with its beams."""
+        return self.num_choices * beam_width_of(self.submission)
+
+
+def beam_width_of(submission: Submission) -> int:
+    """Beams of a checked submission; 1 without beam search."""
+    width: int = submission.params.get("beam_width", 1)
+    return width
+
 
 class RequestLedger:
     """All requests under way.

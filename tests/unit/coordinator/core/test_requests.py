@@ -90,6 +90,18 @@ def test_credits_count_continuations() -> None:
     assert [work.submission.request_id for work in world.take(engine, Work)] == [id_of(2), id_of(3)]
 
 
+def test_credits_count_beams() -> None:
+    world = CoreWorld()
+    engine, _ = world.replica()
+    client = world.client()
+    world.say(client, submission_of(id_of(1), params={"beam_width": 3}))
+    world.say(client, submission_of(id_of(2), params={"beam_width": 2}))
+    world.say(client, submission_of(id_of(3)))
+    assert len(world.take(engine, Work)) == 1  # the queue keeps its order
+    world.give(engine, output_of(id_of(1), [5], finish="stop"))
+    assert [work.submission.request_id for work in world.take(engine, Work)] == [id_of(2), id_of(3)]
+
+
 def test_what_waits_goes_by_priority_once_there_is_credit() -> None:
     world, engine, _, client = busy_world()
     world.say(client, submission_of(id_of(10), params={"priority": 1}))
