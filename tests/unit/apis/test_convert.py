@@ -21,6 +21,7 @@ from kilotron.errors import CheckpointError
 from kilotron.models.registry import read_transformer_config
 from unit.cli.tiny_checkpoint import write_tiny_checkpoint
 
+MEGATRON = Path(__file__).parents[2] / "data" / "megatron"
 SMALL_FILES = ConversionOptions(max_shard_bytes=30_000)
 
 
@@ -165,6 +166,7 @@ def test_an_existing_folder_is_kept_unless_it_may_be_overwritten(source: Path, t
     assert not (output / "precious.txt").exists()
     assert (output / "latest_checkpointed_iteration.txt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert not (output / "conversion.json").exists()
 
 
 @pytest.mark.parametrize("where", ["", "/..", "/../.."])
@@ -186,6 +188,11 @@ def test_a_quantized_checkpoint_is_refused_with_a_remedy(source: Path, tmp_path:
 
     with pytest.raises(CheckpointError, match="convert the plain checkpoint"):
         convert_checkpoint(quantized, tmp_path / "out")
+
+
+def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is an encoder-decoder model"):
+        convert_checkpoint(MEGATRON / "t5" / "torch_dist", tmp_path / "out")
 
 
 def test_a_missing_tensor_is_named_before_anything_is_written(source: Path, tmp_path: Path) -> None:
