@@ -175,6 +175,22 @@ class _Job:
             notes=self.notes,
         )
 
+    def _check_tied_output(self, left: Sequence[str]) -> None:
+        """An output weight beside a tied table must be a copy of it, for it would be lost.
+
+        Raises:
+            CheckpointError: it is not, so that the configuration is wrong.
+        """
+        checkpoint = self.source.checkpoint
+        table, output = (
+            self.source.names.source_of(name, checkpoint.tensors).stacks[0][0] for name in VOCABULARY_TABLES
+        )
+        if output in left and not torch.equal(checkpoint.read(output), checkpoint.read(table)):
+            raise CheckpointError(
+                f"{checkpoint.folder}: {output} differs from {table}, though the configuration ties them; if the model "
+                'was trained untied, set "tie_word_embeddings": false in config.json'
+            )
+
     def _choose_target(self) -> ConversionTarget:
         source, options = self.source, self.options
         if source.tokenizer is None:
@@ -311,6 +327,7 @@ class _Job:
         used = {name for parameter in self.parameters for name in self.reader.stored_names(parameter)}
         tensors = self.source.checkpoint.tensors
         left = sorted(name for name in tensors if name not in used and not self.source.names.is_ignored(name))
+        self._check_tied_output(left)
         if not left:
             return []
         named = ", ".join(left[:MOST_NAMED]) + (f" and {len(left) - MOST_NAMED} more" if len(left) > MOST_NAMED else "")

@@ -130,7 +130,6 @@ class UnfinishedFolder:
             CheckpointError: something has taken the name meanwhile.
         """
         check_free(self.final, overwrite=self._overwrite)
-        (self.path / MANIFEST_FILE).unlink()
         _sync_folder(self.path)
         replaced = self.final.with_name(self.final.name + REPLACED_SUFFIX)
         is_replacing = os.path.lexists(self.final)
@@ -139,6 +138,7 @@ class UnfinishedFolder:
             os.replace(self.final, replaced)
         os.replace(self.path, self.final)
         _sync_folder(self.final.parent)
+        (self.final / MANIFEST_FILE).unlink()
         if is_replacing:
             remove(replaced)
 

@@ -21,6 +21,7 @@ from kilotron.errors import CheckpointError
 from kilotron.models.registry import read_transformer_config
 from unit.cli.tiny_checkpoint import write_tiny_checkpoint
 
+MEGATRON = Path(__file__).parents[2] / "data" / "megatron"
 SMALL_FILES = ConversionOptions(max_shard_bytes=30_000)
 
 
@@ -165,6 +166,7 @@ def test_an_existing_folder_is_kept_unless_it_may_be_overwritten(source: Path, t
     assert not (output / "precious.txt").exists()
     assert (output / "latest_checkpointed_iteration.txt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert not (output / "conversion.json").exists()
 
 
 @pytest.mark.parametrize("where", ["", "/..", "/../.."])
@@ -188,6 +190,11 @@ def test_a_quantized_checkpoint_is_refused_with_a_remedy(source: Path, tmp_path:
         convert_checkpoint(quantized, tmp_path / "out")
 
 
+def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is an encoder-decoder model"):
+        convert_checkpoint(MEGATRON / "t5" / "torch_dist", tmp_path / "out")
+
+
 def test_a_missing_tensor_is_named_before_anything_is_written(source: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(source, tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
@@ -208,6 +215,20 @@ def test_tensors_without_a_place_in_the_model_are_named(source: Path, tmp_path: 
     report = convert_checkpoint(larger, tmp_path / "out")
 
     assert any("vision.weight" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("is_copy", [True, False])
+def test_an_output_weight_beside_a_tied_table_may_only_be_a_copy(source: Path, tmp_path: Path, is_copy: bool) -> None:
+    tied = shutil.copytree(source, tmp_path / "tied")
+    weights = load_file(tied / "model.safetensors")
+    table = weights["model.embed_tokens.weight"]
+    save_file(weights | {"lm_head.weight": table + (not is_copy)}, tied / "model.safetensors")
+
+    if is_copy:
+        assert any("lm_head.weight" in note for note in convert_checkpoint(tied, tmp_path / "out").notes)
+        return
+    with pytest.raises(CheckpointError, match="though the configuration ties them"):
+        convert_checkpoint(tied, tmp_path / "out")
 
 
 def test_a_padded_vocabulary_is_cut_to_the_size_asked_for(megatron: Path, tmp_path: Path) -> None:

@@ -121,6 +121,13 @@ def test_every_megatron_layout_is_told(name: str, format_name: str) -> None:
     assert not any("missing" in oddity or "not used" in oddity for oddity in found.oddities)
 
 
+def test_an_encoder_decoder_is_told_as_any_other() -> None:
+    found = inspect_checkpoint(MEGATRON / "t5" / "torch_dist")
+
+    assert found.architecture == "MegatronT5"
+    assert not any("missing" in oddity or "no option" in oddity for oddity in found.oddities)
+
+
 def test_paths_of_the_training_machine_are_told() -> None:
     told = oddities(MEGATRON / "llama" / "torch_dist")
 
