@@ -69,8 +69,8 @@ def generate(folder: str, kernels: str, prompts: list[list[int]], **more: Any) -
 
 
 def test_every_kind_of_checkpoint_is_there() -> None:
-    assert len(FOLDERS) == 32
-    assert len(ENCODER_DECODERS) == 2
+    assert len(FOLDERS) == 42
+    assert len(ENCODER_DECODERS) == 3
 
 
 @on_all_kernels

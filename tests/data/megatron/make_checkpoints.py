@@ -179,16 +179,19 @@ LEGACY_LAYOUTS = {
     "torch-pp2": Checkpoint("torch", PP2),
     "torch-tp2-pp2": Checkpoint("torch", TP2 | PP2),
 }
+LAYOUTS = {
+    "torch_dist-tp2": Checkpoint(layout=TP2),
+    "torch_dist-pp2": Checkpoint(layout=PP2),
+    "torch_dist-tp2-pp2": Checkpoint(layout=TP2 | PP2),
+}
 OLD = Checkpoint(release_of_megatron="0.16.1")
 CHECKPOINTS: dict[str, Checkpoint] = (
     {f"{family}/torch_dist": Checkpoint() for family in FAMILIES}
     | {f"{family}/torch_dist-0.16.1": OLD for family in ("gpt2", "llama")}
     | {f"{family}/{name}": one for family in ("gpt2", "llama") for name, one in LEGACY_LAYOUTS.items()}
+    | {f"{family}/{name}": one for family in ("gpt2", "llama", "qwen3", "mixtral") for name, one in LAYOUTS.items()}
     | {
         "llama/torch_dcp": Checkpoint("torch_dcp"),
-        "llama/torch_dist-tp2": Checkpoint(layout=TP2),
-        "llama/torch_dist-pp2": Checkpoint(layout=PP2),
-        "llama/torch_dist-tp2-pp2": Checkpoint(layout=TP2 | PP2),
         "llama31/torch-release": Checkpoint("torch", has_release=True),
         "qwen3/torch_dist-optimizer": Checkpoint(has_optimizer=True, flags={"no-save-rng": False}),
         "qwen3/torch-optimizer": Checkpoint("torch", has_optimizer=True),
@@ -197,6 +200,8 @@ CHECKPOINTS: dict[str, Checkpoint] = (
         "mixtral/torch_dist-ep2": Checkpoint(layout=EP2),
         "deepseek/torch": Checkpoint("torch"),
         "t5/torch": Checkpoint("torch"),
+        # Its output bias cannot be loaded with other padding than it was saved with.
+        "t5/torch_dist-tp2": Checkpoint(layout=TP2, flags={"make-vocab-size-divisible-by": 8}),
     }
 )
 

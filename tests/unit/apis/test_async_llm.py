@@ -342,13 +342,16 @@ def test_a_loop_that_is_gone_does_not_hurt_the_engine() -> None:
 
 
 def test_the_thread_ends_with_shutdown() -> None:
-    before = threading.active_count()
+    def engine_threads() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name == "kilotron-engine"}
+
+    before = engine_threads()
 
     async def story(llm: MegatronAsyncLLM) -> None:
-        assert threading.active_count() > before
+        assert len(engine_threads() - before) == 1
 
     play(story)
-    assert not [thread for thread in threading.enumerate() if thread.name == "kilotron-engine" and thread.is_alive()]
+    assert engine_threads() <= before
 
 
 def test_an_aborted_streams_reader_hears_of_it() -> None:
