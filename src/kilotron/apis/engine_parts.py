@@ -45,9 +45,10 @@ def plain_parts() -> EngineParts:
     )
 
 
-def wrap_model(model: GPTModel) -> GPTInferenceWrapper:
-    """The wrapper for a model's kind."""
-    return T5InferenceWrapper(model) if isinstance(model, EncoderDecoderModel) else GPTInferenceWrapper(model)
+def wrap_model(model: GPTModel, *arguments: Any) -> GPTInferenceWrapper:
+    """The wrapper for a model's kind; see the classes for the arguments."""
+    kind = T5InferenceWrapper if isinstance(model, EncoderDecoderModel) else GPTInferenceWrapper
+    return kind(model, *arguments)
 
 
 def make_controller(wrapper: GPTInferenceWrapper, *arguments: Any, **options: Any) -> TextGenerationController:

@@ -10,15 +10,14 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 import torch
 from torch import Tensor
 
+from kilotron.apis.engine_parts import make_controller, wrap_model
 from kilotron.contexts.static_context import StaticInferenceContext
 from kilotron.engines.static_engine import StaticInferenceEngine
 from kilotron.errors import ConfigError, InvalidRequestError
 from kilotron.inference_request import InferenceRequest
-from kilotron.model_inference_wrappers.gpt_inference_wrapper import GPTInferenceWrapper
 from kilotron.models.gpt_model import GPTModel
 from kilotron.sampling.random_uniform import derive_seed
 from kilotron.sampling_params import SamplingParams
-from kilotron.text_generation_controllers.text_generation_controller import TextGenerationController
 from kilotron.tokenization import Tokenizer
 from kilotron.tokenization.prompt_text import tokenize_prompt
 
@@ -141,14 +140,14 @@ def generate_and_post_process(
     """The same, as texts and lists; arguments as for `generate`.
 
     Returns:
-        Texts (prompt and output), segments (the text of each token; none with `detokenize_segments=False`),
-        log-probabilities of all tokens but the first (None if not asked for), token ids (padded to the longest); and
-        with `return_topk_logprobs` a `TopLogProbs` as a fifth value.
+        Texts (prompt and output; of an encoder-decoder model the output), segments (the text of each token; none with
+        `detokenize_segments=False`), log-probabilities of all tokens but the first (None if not asked for), token ids
+        (padded to the longest); and with `return_topk_logprobs` a `TopLogProbs` as a fifth value.
     """
     backend = _open(model, inference_context, tokenizer, len(prompts))
     requests = _run(backend, prompts, options)
     found = _as_tensors(requests, backend.padding_id)
-    texts = [prompt + request.generated_text for prompt, request in zip(prompts, requests, strict=True)]
+    texts = [_start_of_text(*pair) + pair[1].generated_text for pair in zip(prompts, requests, strict=True)]
     log_probs = None
     if found.output_log_probs is not None:
         pairs = zip(found.output_log_probs.tolist(), found.lengths.tolist(), strict=True)
@@ -202,7 +201,7 @@ def beam_search_and_post_process(
         scores, best first.
     """
     request, backend = _search(model, inference_context, prompts, tokenizer, options)
-    texts = [prompts[0] + beam.text for beam in request.beams]
+    texts = [_start_of_text(prompts[0], request) + beam.text for beam in request.beams]
     rows = [request.prompt_tokens + beam.token_ids for beam in request.beams]
     return texts, backend.segments(rows) if detokenize_segments else [], [beam.score for beam in request.beams]
 
@@ -252,7 +251,7 @@ def _open(model: Any, context: StaticInferenceContext | None, tokenizer: Tokeniz
         ConfigError: `model` is nothing that generates, or there is no tokenizer.
     """
     if isinstance(model, GPTModel):
-        controller = TextGenerationController(GPTInferenceWrapper(model, context), tokenizer)
+        controller = make_controller(wrap_model(model, context), tokenizer)
         num_rows = min(max(num_rows, 1), _MOST_ROWS)
         model = StaticInferenceEngine(controller, num_rows if context is None else None)
     elif context is not None or tokenizer is not None:
@@ -289,6 +288,11 @@ def _search(
         prevent_newline_after_colon=options.get("prevent_newline_after_colon", False),
     )
     return backend.generate(prompts, [params], add_BOS=options.get("add_BOS", False))[0], backend
+
+
+def _start_of_text(prompt: str, request: InferenceRequest) -> str:
+    """What an encoder reads is not continued."""
+    return "" if request.encoder_tokens else prompt
 
 
 def _check_texts(prompts: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from fakes import EOS_ID, ScriptedWrapper, make_llm, make_model, make_scripted_engine, write_out
+from fakes import EOS_ID, ScriptedWrapper, make_encoder_decoder, make_llm, make_model, make_scripted_engine, write_out
 from kilotron.apis.text_generation import (
     beam_search,
     beam_search_and_post_process,
@@ -135,6 +135,18 @@ def test_a_bare_model_gets_a_static_engine(context: StaticInferenceContext | Non
     options: dict[str, Any] = {"prompts": PROMPTS, "tokens_to_generate": 6, "random_seed": 1, "top_k_sampling": 20}
     expected = generate_and_post_process(make_llm(MODEL), **options)
     assert generate_and_post_process(MODEL, context, tokenizer=ByteTokenizer(), **options) == expected
+
+
+def test_of_a_bare_encoder_decoder_model_the_texts_are_the_decoders() -> None:
+    model, tokenizer = make_encoder_decoder(), ByteTokenizer()
+    options = {"prompts": ["ab"], "tokenizer": tokenizer, "tokens_to_generate": 4}
+    with make_llm(model) as llm:
+        (expected,) = llm.generate(["ab"], SamplingParams(temperature=0.0, num_tokens_to_generate=4))
+    texts, *_ = generate_and_post_process(model, top_k_sampling=1, **options)
+    assert texts == [expected.generated_text]
+    texts, _, scores = beam_search_and_post_process(model, beam_size=2, **options)
+    assert not texts[0].startswith("ab")
+    assert len(scores) == 1
 
 
 def test_beam_search_gives_texts_segments_and_scores_best_first() -> None:
