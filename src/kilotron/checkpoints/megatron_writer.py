@@ -6,8 +6,8 @@ Files of chunks are written one by one; `.metadata`, which says what is where, c
 import io
 import json
 from argparse import Namespace
-from dataclasses import replace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 

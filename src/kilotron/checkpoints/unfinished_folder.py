@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -65,13 +66,15 @@ class UnfinishedFolder:
         """
         path = final.with_name(final.name + SUFFIX)
         check_free(final, overwrite=overwrite)
+        if path.is_file():
+            raise CheckpointError(f"{path} is a file, and a folder of that name is needed; remove it")
         path.mkdir(parents=True, exist_ok=True)
-        lock = FolderLock.take(path)
-        try:
+        with ExitStack() as stack:
+            lock = FolderLock.take(path)
+            stack.callback(lock.release)
+            check_free(final, overwrite=overwrite)  # another process may just have finished it
             manifest = _open_manifest(path, json.loads(json.dumps(work)))
-        except BaseException:
-            lock.release()
-            raise
+            stack.pop_all()
         return cls(final, path, lock, manifest, overwrite=overwrite)
 
     def __enter__(self) -> Self:
@@ -184,7 +187,7 @@ def remove(path: Path) -> None:
 def _open_manifest(folder: Path, work: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of this work so far, or a new one."""
     if not any(path.name not in (LOCK_FILE, MANIFEST_FILE + PART_SUFFIX) for path in folder.iterdir()):
-        manifest = {"version": MANIFEST_VERSION, "work": work, "files": {}}
+        manifest: dict[str, Any] = {"version": MANIFEST_VERSION, "work": work, "files": {}}
         _write_manifest(folder, manifest)
         return manifest
     manifest = _read_manifest(folder)
