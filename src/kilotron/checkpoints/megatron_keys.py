@@ -94,8 +94,7 @@ def place_tensors(tensors: Sequence[OutputTensor], *, has_fused_moe_norms: bool)
 def extra_state_keys(places: Mapping[str, Place]) -> list[str]:
     """The byte objects that megatron-core expects beside the weights."""
     keys = set()
-    second = [place._replace(key=SECOND_NAMES[place.key]) for place in places.values() if place.key in SECOND_NAMES]
-    for place in (*places.values(), *second):
+    for place in places.values():
         if not STATEFUL.search(place.key):
             continue
         rank = len(place.global_shape) - 2
@@ -103,6 +102,8 @@ def extra_state_keys(places: Mapping[str, Place]) -> list[str]:
         shard = f"_extra_state/shard_{'.'.join(map(str, index))}_{'.'.join(map(str, count))}"
         module = place.key.removesuffix(".weight")
         keys.add(f"{module}.{shard}")
+        if place.key in SECOND_NAMES:
+            keys.add(f"{SECOND_NAMES[place.key].removesuffix('.weight')}.{shard}")
         if ATTENTION.search(module):
             keys.add(f"{module.rpartition('.')[0]}.core_attention.{shard}")
     return sorted(keys)
