@@ -37,12 +37,12 @@ def write_huggingface_config(config: TransformerConfig, architecture: str | None
         CheckpointError: that one, or every one, lacks something; says what is lacking in the nearest.
         UnknownArchitectureError: the name is not known here.
     """
+    if config.encoder_decoder is not None:
+        raise CheckpointError(ENCODER_DECODER_REFUSED)
     if architecture is not None and architecture not in CANDIDATES:
         raise UnknownArchitectureError(
             f"no config.json can be written for architecture {architecture!r}; known: {', '.join(CANDIDATES)}"
         )
-    if config.encoder_decoder is not None:
-        raise CheckpointError(ENCODER_DECODER_REFUSED)
     lacking: dict[str, list[str]] = {}
     for name in [architecture] if architecture else CANDIDATES:
         values, missing = _try(name, config)
