@@ -66,10 +66,6 @@ def read_source(checkpoint: AnyCheckpoint, tokenizer: str | None = None) -> Conv
     """
     architecture = find_architecture(checkpoint.config)
     config = read_transformer_config(checkpoint.config, checkpoint.tensors)
-    if config.encoder_decoder is not None:
-        raise CheckpointError(
-            f"{checkpoint.folder} is an encoder-decoder model; only decoders are converted. Kilotron runs it as it is"
-        )
     find_kept = _kept_of_huggingface if isinstance(checkpoint, HuggingFaceCheckpoint) else _kept_of_megatron
     kept_config, kept_generation_config = find_kept(checkpoint, config)
     return ConversionSource(

@@ -77,17 +77,19 @@ class MegatronTarget:
     final: Path
     transformer_impl: str
     places: dict[str, Place]
+    architecture: str
     format: str = "megatron"
-    architecture: str = "MegatronGPT"
 
     @classmethod
     def of(cls, source: ConversionSource, final: Path, transformer_impl: str) -> "MegatronTarget":
         """The target for a source; the rows of its tables stay as they are."""
-        names = find_architecture({"architectures": ["MegatronGPT"]}).weight_names
+        name = "MegatronGPT" if source.config.encoder_decoder is None else "MegatronT5"
+        kept = {KEPT_CONFIG: source.kept_config}
         return cls(
             source=source,
             config=source.config,
-            names=names,
+            names=find_architecture({"architectures": [name], **kept}).weight_names,
+            architecture=name,
             final=final,
             transformer_impl=transformer_impl,
             places={},

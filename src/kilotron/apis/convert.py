@@ -26,6 +26,7 @@ from kilotron.checkpoints.unfinished_folder import (
 from kilotron.errors import BrokenCheckpointError, CheckpointError
 from kilotron.models.megatron_args import find_megatron_gaps
 from kilotron.models.parameters import (
+    VOCABULARY_PARAMETERS,
     VOCABULARY_TABLES,
     Parameter,
     ParameterLayout,
@@ -151,16 +152,9 @@ class _Job:
     def run(self, measure_free: FreeBytes) -> ConversionReport:
         """Writes, reads back, and gives the folder its name."""
         self.notes += self._leftovers()
-        folder = UnfinishedFolder.open(self.final, work=self._work(), overwrite=self.options.overwrite)
-        done = {shard.name: facts for shard in self.shards if (facts := _facts_of(folder, shard)) is not None}
-        folder.require_free(sum(shard.num_bytes for shard in self.shards if shard.name not in done), measure_free)
-        files = self._write_all(folder, done)
-        try:
-            self.target.complete(folder, files)
-        except OSError as error:
-            raise explain_full_disk(error, folder.path) from error
-        self._verify(folder.path)
-        folder.finish()
+        with UnfinishedFolder.open(self.final, work=self._work(), overwrite=self.options.overwrite) as folder:
+            num_files_kept = self._fill(folder, measure_free)
+            folder.finish()
         outputs = [output for shard in self.shards for output in shard.outputs]
         return ConversionReport(
             folder=self.final,
@@ -171,9 +165,21 @@ class _Job:
             num_parameters=sum(prod(output.shape) for output in outputs),
             num_bytes=sum(output.num_bytes for output in outputs),
             num_files=len(self.shards),
-            num_files_kept=len(done),
+            num_files_kept=num_files_kept,
             notes=self.notes,
         )
+
+    def _fill(self, folder: UnfinishedFolder, measure_free: FreeBytes) -> int:
+        """Writes all that is not there yet and reads everything back; how many files were there."""
+        done = {shard.name: facts for shard in self.shards if (facts := _facts_of(folder, shard)) is not None}
+        folder.require_free(sum(shard.num_bytes for shard in self.shards if shard.name not in done), measure_free)
+        files = self._write_all(folder, done)
+        try:
+            self.target.complete(folder, files)
+        except OSError as error:
+            raise explain_full_disk(error, folder.path) from error
+        self._verify(folder.path)
+        return len(done)
 
     def _check_tied_output(self, left: Sequence[str]) -> None:
         """An output weight beside a tied table must be a copy of it, for it would be lost.
@@ -260,7 +266,7 @@ class _Job:
         return [_Shard(self.target.file_name(index, len(files)), parts) for index, parts in enumerate(files)]
 
     def _cut(self, parameter: Parameter) -> Parameter:
-        if parameter.name not in VOCABULARY_TABLES:
+        if parameter.name not in VOCABULARY_PARAMETERS:
             return parameter
         rows = self.target.config.vocab_size
         return Parameter(parameter.name, None, 0, (rows, *parameter.shape[1:]), (rows,))

@@ -301,7 +301,7 @@ def _megatron_oddities(checkpoint: MegatronCheckpoint, config: TransformerConfig
             yield f"{name} = {path}: a path of the machine that trained, which is not there; it is not needed"
     if config is None:
         return
-    if config.encoder_decoder is None and (gaps := find_megatron_gaps(config)):
+    if gaps := find_megatron_gaps(config):
         yield f"megatron-core has no option for {', '.join(gaps)}: kilotron runs it, megatron-core does not"
     if kept_object(args, KEPT_CONFIG) is not None and read_kept_config(args, config) is None:
         yield f"{KEPT_CONFIG} contradicts the arguments, which count"

@@ -1,5 +1,7 @@
 """What checkpoints of encoder-decoder models call the tensors that kilotron knows under other names: tables only."""
 
+from dataclasses import replace
+
 from kilotron.checkpoints.weight_names import Source, WeightNames
 
 
@@ -94,7 +96,17 @@ def _megatron_t5() -> WeightNames:
     return WeightNames(modules, prefix="", ignored=(r"^output_layer\.", r"^position_embeddings\."))
 
 
+def _with_own_positions(names: WeightNames) -> WeightNames:
+    own: dict[str, Source] = {}
+    for stack in ("encoder", "decoder"):
+        same = ("layers.{layer}.self_attention.relative_attention_bias", "position_embeddings", "embedding_layernorm")
+        own |= {f"{stack}.{name}": Source((f"{stack}.{name}",)) for name in same}
+    return replace(names, modules={**names.modules, **own})
+
+
 MEGATRON_T5 = _megatron_t5()
+# Of models that megatron-core itself cannot run (UMT5, BART); as `kilotron convert` writes them.
+MEGATRON_T5_OWN_POSITIONS = _with_own_positions(MEGATRON_T5)
 T5 = _t5(is_gated=False)
 T5_GATED = _t5(is_gated=True)
 BART = WeightNames(

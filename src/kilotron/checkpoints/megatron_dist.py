@@ -180,11 +180,14 @@ class DistributedCheckpoint:
 
 
 def _check_apart(blobs: Mapping[str, Mapping[Shape, StoredBlob]]) -> None:
-    """Refuses bytes that belong to two pieces."""
+    """Refuses bytes that belong to two pieces, but for pieces that two tensors share whole: one under two names."""
     placed = [(blob, name) for name, pieces in blobs.items() for blob in pieces.values()]
     placed.sort(key=lambda pair: (pair[0].file.file, pair[0].offset))
+    shared: set[str] = set()
     for (blob, name), (next_blob, next_name) in pairwise(placed):
         end = blob.offset + blob.num_bytes
-        if blob.file is next_blob.file and end > next_blob.offset:
+        if blob == next_blob and not shared & {name, next_name} and name != next_name:
+            shared |= {name, next_name}
+        elif blob.file is next_blob.file and end > next_blob.offset:
             expected, found = f"to begin at byte {end} or later, after {shown(name)}", f"it at {next_blob.offset}"
             raise broken(blob.file.file, tensor=next_name, expected=expected, found=found)

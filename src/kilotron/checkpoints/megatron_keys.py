@@ -22,7 +22,13 @@ FUSED_NORMS = {
 ROUTER = "mlp.router.weight"
 LATENT = "self_attention.linear_kv_down_proj.weight"
 # Modules whose `_extra_state` megatron-core asks for when it loads; empty for all but FP8.
-STATEFUL = re.compile(r"(self_attention\.linear_\w+|mlp\..*linear_fc[12])\.weight$")
+STATEFUL = re.compile(r"((self|cross)_attention\.linear_\w+|mlp\..*linear_fc[12]|^lm_head\.output_layer)\.weight$")
+ATTENTION = re.compile(r"(self_attention\.linear_qkv|cross_attention\.linear_q)$")
+# T5Model stores these under two names.
+SECOND_NAMES = {
+    "lm_head.output_layer.weight": "output_layer.weight",
+    "lm_head.output_layer.bias": "output_layer.bias",
+}
 
 
 class Place(NamedTuple):
@@ -63,15 +69,14 @@ def place_tensors(tensors: Sequence[OutputTensor], *, has_fused_moe_norms: bool)
             fused = {"input_layernorm"}
         parsed[tensor.name] = _parse(tensor.name, fused)
     shapes = {tensor.name: (tensor.shape, tensor.dtype) for tensor in tensors}
-    is_stacked = _has_equal_layers(parsed, shapes)
-    num_layers = 1 + max((part.layer for part in parsed.values() if part.layer is not None), default=-1)
+    stacked = _count_equal_layers(parsed, shapes)
     num_experts = 1 + max((part.expert for part in parsed.values() if part.expert is not None), default=-1)
     places = {}
     for name, part in parsed.items():
         lead: list[tuple[int, int]] = []
         key = part.key
-        if part.layer is not None and is_stacked:
-            lead.append((part.layer, num_layers))
+        if part.layer is not None and part.prefix in stacked:
+            lead.append((part.layer, stacked[part.prefix]))
         elif part.layer is not None:
             key = f"{part.prefix}{part.layer}.{part.key.removeprefix(part.prefix)}"
         if part.expert is not None:
@@ -97,8 +102,10 @@ def extra_state_keys(places: Mapping[str, Place]) -> list[str]:
         shard = f"_extra_state/shard_{'.'.join(map(str, index))}_{'.'.join(map(str, count))}"
         module = place.key.removesuffix(".weight")
         keys.add(f"{module}.{shard}")
-        if module.endswith("linear_qkv"):
-            keys.add(f"{module.removesuffix('linear_qkv')}core_attention.{shard}")
+        if place.key in SECOND_NAMES:
+            keys.add(f"{SECOND_NAMES[place.key].removesuffix('.weight')}.{shard}")
+        if ATTENTION.search(module):
+            keys.add(f"{module.rpartition('.')[0]}.core_attention.{shard}")
     return sorted(keys)
 
 
@@ -122,10 +129,14 @@ def _parse(name: str, fused: Collection[str]) -> _Parsed:
     return _Parsed(prefix + inner, layer, expert, prefix)
 
 
-def _has_equal_layers(parsed: Mapping[str, _Parsed], shapes: Mapping[str, object]) -> bool:
-    """Whether all layers have the same tensors, of the same shapes and dtypes."""
-    layers: dict[int, set[object]] = defaultdict(set)
+def _count_equal_layers(parsed: Mapping[str, _Parsed], shapes: Mapping[str, object]) -> dict[str, int]:
+    """The number of layers of each stack all of whose layers have the same tensors, of the same shapes and dtypes."""
+    stacks: dict[str, dict[int, set[object]]] = defaultdict(lambda: defaultdict(set))
     for name, part in parsed.items():
         if part.layer is not None:
-            layers[part.layer].add((part.key, part.expert, shapes[name]))
+            stacks[part.prefix][part.layer].add((part.key, part.expert, shapes[name]))
+    return {prefix: len(layers) for prefix, layers in stacks.items() if _are_equal(layers)}
+
+
+def _are_equal(layers: Mapping[int, set[object]]) -> bool:
     return len({frozenset(tensors) for tensors in layers.values()}) <= 1 and set(layers) == set(range(len(layers)))

@@ -32,6 +32,7 @@ _RENAMED = (
 )
 _DUPLICATES = {
     # T5Model stores these under two names.
+    "output_layer.weight": "lm_head.output_layer.weight",
     "output_layer.bias": "lm_head.output_layer.bias",
     "position_embeddings.weight": "embedding.position_embeddings.weight",
 }

@@ -6,7 +6,8 @@ Files of chunks are written one by one; `.metadata`, which says what is where, c
 import io
 import json
 from argparse import Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.storage import WriteResult
 
 from kilotron.checkpoints.damage import broken
-from kilotron.checkpoints.megatron_keys import Place, extra_state_keys
+from kilotron.checkpoints.megatron_keys import SECOND_NAMES, Place, extra_state_keys
 from kilotron.checkpoints.output_tensor import DigestingStream, OutputTensor, read_checked
 from kilotron.checkpoints.safetensors_file import TORCH_NAME_OF_DTYPE
 
@@ -106,9 +107,17 @@ def write_metadata(
             ChunkStorageMetadata(torch.Size(place.offsets), torch.Size(place.sizes))
         )
     described |= {name: BytesStorageMetadata() for name in results if name not in places}
+    described |= {second: described[key] for key, second in SECOND_NAMES.items() if key in described}
     writer = FileSystemWriter(folder)
-    writer.finish(Metadata(described), [list(results.values())])
+    writer.finish(Metadata(described), [[*results.values(), *_under_second_names(results.values())]])
     (folder / "metadata.json").write_text(json.dumps(FORMAT), encoding="utf-8")
+
+
+def _under_second_names(results: Iterable[WriteResult]) -> Iterator[WriteResult]:
+    """The same bytes of the same files once more, for readers that ask for the other name."""
+    for result in results:
+        if (key := result.index.fqn) in SECOND_NAMES:
+            yield replace(result, index=replace(result.index, fqn=SECOND_NAMES[key]))
 
 
 def _result(file: str, entry: Entry, place: Place | None) -> WriteResult:

@@ -10,10 +10,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from kilotron.checkpoints.damage import shown
+from kilotron.checkpoints.folder_lock import LOCK_FILE, FolderLock
 from kilotron.checkpoints.json_file import read_json_object
 from kilotron.checkpoints.output_tensor import DigestingStream
 from kilotron.errors import BrokenCheckpointError, CheckpointError
@@ -39,15 +41,18 @@ def free_bytes(folder: Path) -> int:
 class UnfinishedFolder:
     """A folder under way.
 
+    Nobody else can open it before it is closed, in this process or another.
+
     Example:
-        folder = UnfinishedFolder.open(Path("out"), work={"source": "in"}, overwrite=False)
-        folder.write_file("a.bin", lambda stream: {"rows": stream.write(b"...")})
-        folder.finish()
+        with UnfinishedFolder.open(Path("out"), work={"source": "in"}, overwrite=False) as folder:
+            folder.write_file("a.bin", lambda stream: {"rows": stream.write(b"...")})
+            folder.finish()
     """
 
-    def __init__(self, final: Path, path: Path, manifest: dict[str, Any], *, overwrite: bool) -> None:
+    def __init__(self, final: Path, path: Path, lock: FolderLock, manifest: dict[str, Any], *, overwrite: bool) -> None:
         self.final = final
         self.path = path
+        self._lock = lock
         self._manifest = manifest
         self._overwrite = overwrite
 
@@ -56,24 +61,31 @@ class UnfinishedFolder:
         """Goes on with an unfinished folder for the same `work` (plain JSON values), or begins one.
 
         Raises:
-            CheckpointError: the final folder is there and must stay, or an unfinished one is of other work.
+            CheckpointError: the final folder is there and must stay, an unfinished one is of other work, or another
+                process is at work on it.
         """
         path = final.with_name(final.name + SUFFIX)
         check_free(final, overwrite=overwrite)
-        work = json.loads(json.dumps(work))
-        if path.exists():
-            manifest = _read_manifest(path)
-            if (found := manifest["work"]) != work:
-                differing = sorted(name for name in {*found, *work} if found.get(name) != work.get(name))
-                raise CheckpointError(
-                    f"{path} is of an earlier conversion that was another one (other: {', '.join(differing)}); "
-                    "remove that folder, or choose another output"
-                )
-        else:
-            manifest = {"version": MANIFEST_VERSION, "work": work, "files": {}}
-            path.mkdir(parents=True)
-            _write_manifest(path, manifest)
-        return cls(final, path, manifest, overwrite=overwrite)
+        if path.is_file():
+            raise CheckpointError(f"{path} is a file, and a folder of that name is needed; remove it")
+        path.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            lock = FolderLock.take(path)
+            stack.callback(lock.release)
+            check_free(final, overwrite=overwrite)  # another process may just have finished it
+            manifest = _open_manifest(path, json.loads(json.dumps(work)))
+            stack.pop_all()
+        return cls(final, path, lock, manifest, overwrite=overwrite)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets others open it. What is done stays."""
+        self._lock.release()
 
     def require_free(self, num_bytes: int, measure: FreeBytes = free_bytes) -> None:
         """Makes sure that so many more bytes fit.
@@ -139,6 +151,7 @@ class UnfinishedFolder:
         os.replace(self.path, self.final)
         _sync_folder(self.final.parent)
         (self.final / MANIFEST_FILE).unlink()
+        (self.final / LOCK_FILE).unlink()
         if is_replacing:
             remove(replaced)
 
@@ -169,6 +182,22 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _open_manifest(folder: Path, work: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of this work so far, or a new one."""
+    if not any(path.name not in (LOCK_FILE, MANIFEST_FILE + PART_SUFFIX) for path in folder.iterdir()):
+        manifest: dict[str, Any] = {"version": MANIFEST_VERSION, "work": work, "files": {}}
+        _write_manifest(folder, manifest)
+        return manifest
+    manifest = _read_manifest(folder)
+    if (found := manifest["work"]) != work:
+        differing = sorted(name for name in {*found, *work} if found.get(name) != work.get(name))
+        raise CheckpointError(
+            f"{folder} is of an earlier conversion that was another one (other: {', '.join(differing)}); "
+            "remove that folder, or choose another output"
+        )
+    return manifest
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -91,15 +91,25 @@ def rearrange(stored: Tensor, arrangement: Arrangement, num_query_groups: int, k
 
 def arrange_back(ours: Tensor, arrangement: Arrangement, num_query_groups: int, kv_channels: int) -> Tensor:
     """A weight or bias in our order as it is stored: what `rearrange` undoes."""
+    if arrangement == "single_row":
+        return ours.unsqueeze(0)
     if arrangement == "transposed" and ours.ndim == 2:
         return ours.t()
     if arrangement == "grouped_qkv":
         heads = ours.unflatten(0, (-1, kv_channels))
         num_queries = heads.shape[0] - 2 * num_query_groups
         query, key, value = heads.split([num_queries, num_query_groups, num_query_groups])
-        groups = [part.unflatten(0, (num_query_groups, -1)) for part in (query, key, value)]
+        # No -1: cross-attention has no queries here.
+        groups = [part.unflatten(0, (num_query_groups, len(part) // num_query_groups)) for part in (query, key, value)]
         return torch.cat(groups, dim=1).flatten(0, 2)
     return ours
+
+
+def stored_shape(shape: tuple[int, ...], arrangement: Arrangement) -> tuple[int, ...]:
+    """The shape that a weight of this shape is stored in. Biases are never transposed."""
+    if arrangement == "single_row":
+        return (1, *shape)
+    return shape[::-1] if arrangement == "transposed" else shape
 
 
 ALWAYS_IGNORED = (r"rotary_emb\.inv_freq$",)

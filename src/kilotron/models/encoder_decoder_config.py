@@ -30,6 +30,8 @@ class EncoderDecoderConfig:
     """Relative positions: all distances from here on share a bucket."""
     shares_position_bias: bool = True
     """Relative positions: the first layer's table serves all layers of its stack (not UMT5)."""
+    shares_position_table: bool = False
+    """Learned positions: both stacks look into one table (Megatron)."""
     position_offset: int = 0
     """Learned positions: row of position 0 (BART: 2)."""
     has_embedding_layernorm: bool = False

@@ -16,6 +16,11 @@ from kilotron.models.transformer_config import TransformerConfig
 # Where transformers calls an activation otherwise.
 ACTIVATIONS = {"gelu_tanh": "gelu_new"}
 MOST_SHOWN = 6
+ENCODER_DECODER_REFUSED = (
+    "an encoder-decoder model becomes the Hugging Face architecture that it was converted from, and this one was "
+    "converted from none, or from another than is asked for. Megatron's own T5 is neither Hugging Face's T5 (no scaled "
+    "scores, no biases) nor its BART (norms behind layers). Kilotron runs it as it is"
+)
 
 
 class Candidate(NamedTuple):
@@ -32,6 +37,8 @@ def write_huggingface_config(config: TransformerConfig, architecture: str | None
         CheckpointError: that one, or every one, lacks something; says what is lacking in the nearest.
         UnknownArchitectureError: the name is not known here.
     """
+    if config.encoder_decoder is not None:
+        raise CheckpointError(ENCODER_DECODER_REFUSED)
     if architecture is not None and architecture not in CANDIDATES:
         raise UnknownArchitectureError(
             f"no config.json can be written for architecture {architecture!r}; known: {', '.join(CANDIDATES)}"

@@ -12,6 +12,8 @@ import torch
 from kilotron.errors import CheckpointError
 from kilotron.models.config_fields import ConfigFields
 from kilotron.models.megatron_config import read_megatron_gpt
+from kilotron.models.megatron_encoder_args import encoder_args, encoder_gaps, without_decoder_start
+from kilotron.models.megatron_t5_config import read_megatron_t5
 from kilotron.models.structure import differences, plain_scaling
 from kilotron.models.transformer_config import RopeScaling, TransformerConfig
 
@@ -72,6 +74,7 @@ def megatron_args(config: TransformerConfig) -> dict[str, Any]:
         **_window_args(config),
         **_expert_args(config),
         **_dtype_args(config.params_dtype),
+        **encoder_args(config),
     }
 
 
@@ -85,11 +88,14 @@ def find_megatron_gaps(config: TransformerConfig) -> list[str]:
         *_bias_gaps(config),
         *([] if config.rope_scaling is None else _rope_gaps(config.rope_scaling)),
         *_score_gaps(config),
+        *encoder_gaps(config),
     ]
     if named:
         return named
+    config = without_decoder_start(config)
+    reader = read_megatron_gpt if config.encoder_decoder is None else read_megatron_t5
     try:
-        read = read_megatron_gpt(ConfigFields(megatron_args(config)))
+        read = reader(ConfigFields(megatron_args(config)))
     except CheckpointError as error:
         return [str(error)]
     return differences(read, config)
@@ -129,7 +135,9 @@ def _latent_args(config: TransformerConfig) -> dict[str, Any]:
 
 
 def _position_args(config: TransformerConfig) -> dict[str, Any]:
-    kind = {"learned": "learned_absolute"}.get(config.position_embedding_type, config.position_embedding_type)
+    kind = {"learned": "learned_absolute", "learned_in_stack": "learned_absolute"}.get(
+        config.position_embedding_type, config.position_embedding_type
+    )
     args: dict[str, Any] = {
         "position_embedding_type": kind,
         "add_position_embedding": True,

@@ -29,6 +29,7 @@ def read_megatron_t5(fields: ConfigFields) -> TransformerConfig:
         encoder_ffn_hidden_size=decoder.ffn_hidden_size,
         num_position_buckets=args.integer("relative_attention_num_buckets", 32),
         max_position_distance=args.integer("relative_attention_max_distance", 128),
-        has_output_bias=True,
+        shares_position_table=positions == "learned_absolute",
+        has_output_bias=not decoder.untie_embeddings_and_output_weights,
     )
     return replace(decoder, position_embedding_type=POSITIONS[positions], encoder_decoder=own)

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from kilotron.checkpoints.output_tensor import OutputTensor
-from kilotron.checkpoints.weight_names import Arrangement, TensorSource, WeightNames, arrange_back, rearrange
+from kilotron.checkpoints.weight_names import (
+    Arrangement,
+    TensorSource,
+    WeightNames,
+    arrange_back,
+    rearrange,
+    stored_shape,
+)
 from kilotron.errors import BrokenCheckpointError, CheckpointError
 from kilotron.kernels.registry import choose_backend
 from kilotron.models.encoder_decoder_model import EncoderDecoderModel
@@ -24,6 +31,7 @@ from kilotron.models.quantization.stored_weights import PLAIN_DTYPES, NamedTenso
 from kilotron.models.transformer_config import TransformerConfig
 
 VOCABULARY_TABLES = ("embedding.word_embeddings.weight", "output_layer.weight")
+VOCABULARY_PARAMETERS = (*VOCABULARY_TABLES, "lm_head.bias")
 MOST_PROBLEMS_SHOWN = 8
 MOST_BYTES_HELD = 1 << 27
 
@@ -108,9 +116,9 @@ class ParameterReader:
         """A parameter in our form, in the dtype it is stored in."""
         self._drop_pages()
         stored, arrangement = parameter.stored_names(self._names, self._checkpoint.tensors)
-        config = self._config
+        stack = self._config.stack_of(parameter.name)
         parts = [
-            rearrange(self._checkpoint.read(name), arrangement, config.num_query_groups, config.kv_channels)
+            rearrange(self._checkpoint.read(name), arrangement, stack.num_query_groups, stack.kv_channels)
             for name in stored
         ]
         value = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
@@ -127,7 +135,7 @@ class ParameterReader:
         stored, arrangement = parameter.stored_names(self._names, self._checkpoint.tensors)
         infos: list[TensorInfo] = []
         for name, shape in zip(stored, part_shapes(parameter, len(stored)), strict=True):
-            wanted = shape[::-1] if arrangement == "transposed" else shape
+            wanted = stored_shape(shape, arrangement)
             info = self._checkpoint.tensors.get(name)
             if info is None:
                 yield f"tensor {name!r} of shape {wanted} is missing"
@@ -156,7 +164,7 @@ class ParameterLayout:
             CheckpointError: the style has no place for it.
         """
         stored, arrangement = parameter.stored_names(self._names, ())
-        config, outputs, start = self._config, [], 0
+        stack, outputs, start = self._config.stack_of(parameter.name), [], 0
         for name, shape in zip(stored, part_shapes(parameter, len(stored)), strict=True):
             rows = slice(start, start + shape[0])
             start = rows.stop
@@ -164,8 +172,8 @@ class ParameterLayout:
                 OutputTensor(
                     name,
                     dtype,
-                    shape[::-1] if arrangement == "transposed" else shape,
-                    partial(_stored_rows, reading, rows, arrangement, config.num_query_groups, config.kv_channels),
+                    stored_shape(shape, arrangement),
+                    partial(_stored_rows, reading, rows, arrangement, stack.num_query_groups, stack.kv_channels),
                 )
             )
         reading.num_uses = len(outputs)

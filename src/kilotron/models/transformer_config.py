@@ -269,6 +269,10 @@ class TransformerConfig:
             kv_channels=channels,
         )
 
+    def stack_of(self, tensor_name: str) -> "TransformerConfig":
+        """The structure of the stack, encoder or decoder, that a tensor is of."""
+        return self.encoder if self.encoder_decoder is not None and tensor_name.startswith("encoder.") else self
+
     def window_of(self, layer: int) -> int | None:
         """The sliding window of a layer, None when it sees everything."""
         return self.layer_windows[layer] if self.layer_windows else None

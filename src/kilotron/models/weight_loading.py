@@ -261,7 +261,8 @@ class _ParameterReader:
         arrangement = planned.source.arrangement
         if isinstance(part, QuantizedWeight) and arrangement == "transposed":
             return part  # every format of quantized matrices stores them as [out, in]
-        num_groups, channels = self.config.num_query_groups, self.config.kv_channels
+        stack = self.config.stack_of(name)
+        num_groups, channels = stack.num_query_groups, stack.kv_channels
         part = rearrange_rows(part, lambda stored: rearrange(stored, arrangement, num_groups, channels))
         if self.rounding is not None and planned.can_round and isinstance(part, Tensor):
             return self.rounding.quantize(part, self.dtype, self.device)

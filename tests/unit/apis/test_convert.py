@@ -190,9 +190,10 @@ def test_a_quantized_checkpoint_is_refused_with_a_remedy(source: Path, tmp_path:
         convert_checkpoint(quantized, tmp_path / "out")
 
 
-def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is an encoder-decoder model"):
-        convert_checkpoint(MEGATRON / "t5" / "torch_dist", tmp_path / "out")
+@pytest.mark.parametrize("architecture", [None, "T5ForConditionalGeneration"])
+def test_megatrons_own_encoder_decoder_is_refused(tmp_path: Path, architecture: str | None) -> None:
+    with pytest.raises(CheckpointError, match="Megatron's own T5 is neither"):
+        convert_checkpoint(MEGATRON / "t5/torch_dist", tmp_path / "out", ConversionOptions(architecture=architecture))
 
 
 def test_a_missing_tensor_is_named_before_anything_is_written(source: Path, tmp_path: Path) -> None:
@@ -325,3 +326,20 @@ def test_sampling_defaults_and_end_tokens_go_with_the_weights(source: Path, mega
     with open_checkpoint(megatron) as converted, open_checkpoint(source) as original:
         assert converted.generation_config == original.generation_config
         assert read_transformer_config(converted.config).eos_token_ids == (257,)
+
+
+def test_two_conversions_into_one_folder_are_one_too_many(source: Path, tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def convert_too(*_: object) -> None:
+        if not refused:
+            with pytest.raises(CheckpointError, match="another process is converting to") as raised:
+                convert_checkpoint(source, tmp_path / "out", SMALL_FILES)
+            refused.append(str(raised.value))
+
+    convert_checkpoint(source, tmp_path / "out", SMALL_FILES, on_progress=convert_too)
+
+    assert "out.unfinished" in refused[0]
+    assert not (tmp_path / "out" / "conversion.lock").exists()
+    with open_checkpoint(tmp_path / "out") as checkpoint:
+        assert checkpoint.tensors

@@ -314,6 +314,25 @@ def test_bytes_of_two_tensors_are_refused(tmp_path: Path) -> None:
     assert "expected to begin at byte" in open_and_read(folder)
 
 
+def add_names(names: list[str], metadata: Any) -> None:
+    for index, place in list(metadata.storage_data.items()):
+        if index.fqn == QKV:
+            metadata.storage_data |= {MetadataIndex(name, index.offset): place for name in names}
+            metadata.state_dict_metadata |= dict.fromkeys(names, metadata.state_dict_metadata[QKV])
+
+
+def test_a_tensor_has_two_names_at_most(tmp_path: Path) -> None:
+    two, three = (
+        write_dist(tmp_path / name, stacked(model_tensors()), has_common_file=True) for name in ("two", "three")
+    )
+    edit_metadata(two, functools.partial(add_names, ["a.weight"]))
+    edit_metadata(three, functools.partial(add_names, ["a.weight", "b.weight"]))
+
+    with MegatronCheckpoint.open(two) as checkpoint:
+        assert checkpoint.tensors["a.weight"].shape == (4, 16, 8)
+    assert "expected to begin at byte" in open_and_read(three)
+
+
 @pytest.mark.parametrize(
     ("value", "found"),
     [

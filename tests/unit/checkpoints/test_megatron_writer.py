@@ -140,3 +140,30 @@ def test_a_tensor_in_no_file_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(BrokenCheckpointError, match=r"decoder\.layers\.0\.self_attention"):
         write_metadata(tmp_path, {}, tensors, place_tensors(tensors, has_fused_moe_norms=False))
+
+
+def test_each_stack_has_its_own_number_of_layers() -> None:
+    encoder = [tensor(f"encoder.layers.{layer}.{ATTENTION}", 4, 2) for layer in range(3)]
+    odd = tensor("encoder.layers.0.self_attention.relative_attention_bias.weight", 4, 2)
+
+    places = place_tensors([*encoder, *layers(ATTENTION)], has_fused_moe_norms=False)
+
+    assert places[f"encoder.layers.2.{ATTENTION}"].global_shape == (3, 4, 2)
+    assert places[f"decoder.layers.1.{ATTENTION}"].global_shape == (2, 4, 2)
+    assert keys_of([*encoder[:2], odd, *layers(ATTENTION)]) == {
+        f"encoder.layers.0.{ATTENTION}",
+        f"encoder.layers.1.{ATTENTION}",
+        odd.name,
+        f"decoder.layers.{ATTENTION}",
+    }
+
+
+def test_the_output_layer_of_a_t5_lies_there_once_under_both_of_its_names(tmp_path: Path) -> None:
+    write(tmp_path, [tensor("lm_head.output_layer.weight", 6, 2, value=3.0)], num_layers=1)
+
+    loaded = {name: torch.zeros(6, 2) for name in ("lm_head.output_layer.weight", "output_layer.weight")}
+    dcp.load(loaded, checkpoint_id=tmp_path)
+
+    assert all(torch.equal(value, torch.full((6, 2), 3.0)) for value in loaded.values())
+    with MegatronCheckpoint.open(tmp_path) as checkpoint:
+        assert list(checkpoint.tensors) == ["lm_head.output_layer.weight"]
