@@ -15,7 +15,7 @@ from kilotron.checkpoints.sharded_tensor import ShardedTensor
 WRAPPER_PREFIX = re.compile(r"^(?:(?:model|module)\.)+")
 IGNORED = re.compile(
     r"(^|\.)optimizer(_state)?\.|^(chained_\d+\.)?(optimizer|opt_param_scheduler|rng_state|rerun_state_machine_state)"
-    r"|_extra_state(/|$|\.)|^(rng_state|common_state|args|iteration|checkpoint_version)\b"
+    r"|_extra_state\d*(/|$|\.)|^(rng_state|common_state|args|iteration|checkpoint_version)\b"
 )
 STACKED_LAYERS = re.compile(r"^(.*\blayers)\.(?!\d)(.*)$")
 STACKED_EXPERTS = re.compile(r"^(.*\.mlp\.experts)\.experts\.(?!\d)(.*)$")

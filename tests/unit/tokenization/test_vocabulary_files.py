@@ -1,7 +1,10 @@
 """Bare vocabularies give the ids that the projects which own their formats give, and broken ones are refused."""
 
+import base64
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -142,3 +145,34 @@ def test_a_numbered_vocabulary_needs_no_file() -> None:
 def test_an_impossible_numbered_vocabulary_is_refused(source: str) -> None:
     with pytest.raises(TokenizerError, match=source):
         load_tokenizer(source)
+
+
+def nested_words(length: int) -> list[str]:
+    """All parts of a text without repetition: each can be made in as many ways as it has characters, less one."""
+    text = "".join(chr(0x4E00 + number) for number in range(length))
+    return [text[start:stop] for start in range(length) for stop in range(start + 1, length + 1)]
+
+
+def write_sentencepiece(file: Path, words: list[str]) -> None:
+    file.write_bytes(b"".join(field(1, field(1, word.encode())) for word in words) + field(2, field(3, 2)))
+
+
+def write_tiktoken(file: Path, words: list[str]) -> None:
+    file.write_text(json.dumps([{"token_bytes": base64.b64encode(word.encode()).decode()} for word in words]))
+
+
+@pytest.mark.parametrize("words", [["a" * 1_000_000], pytest.param(nested_words(240), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("name", "write"), [("a.model", write_sentencepiece), ("a.json", write_tiktoken)])
+def test_words_that_ask_for_endless_merges_are_refused(
+    tmp_path: Path, name: str, write: Callable[[Path, list[str]], None], words: list[str]
+) -> None:
+    write(tmp_path / name, words)
+    with pytest.raises(TokenizerError, match=f"{name} has tokens above length 1000, or more than"):
+        load_tokenizer(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.model", "vocab.json"])
+def test_a_pipe_is_no_vocabulary(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(TokenizerError, match=f"{name} is no file of at most"):
+        load_tokenizer(tmp_path)
