@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from operator import itemgetter
 from pathlib import Path
@@ -17,15 +17,14 @@ from kilotron.checkpoints.damage import broken, shown, unreadable
 from kilotron.checkpoints.inert_values import Inert, StoredTensor, num_spanned
 from kilotron.checkpoints.mapped_file import MappedFiles
 from kilotron.checkpoints.megatron_args import plain_args
+from kilotron.checkpoints.megatron_fused import split_fused
 from kilotron.checkpoints.megatron_names import canonical_name, drop_duplicates, is_weight
-from kilotron.checkpoints.safetensors_header import BITS_OF_DTYPE
 from kilotron.checkpoints.sharded_tensor import ShardedTensor
 from kilotron.checkpoints.torch_archive import read_torch_archive
 from kilotron.errors import CheckpointError
 
 WEIGHTS_FILE = "model_optim_rng.pt"
 RANK_FOLDER = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
-GROUPED_EXPERTS = re.compile(r"(.*\.mlp\.experts)\.weight([12])")
 LAYER = re.compile(r"(.*\blayers)\.(\d{1,9})\.(.*)", re.ASCII)
 EXPERT = re.compile(r"(.*\.local_experts)\.(\d{1,9})\.(.*)", re.ASCII)
 
@@ -186,13 +185,17 @@ class LegacyCheckpoint:
         self, rank: Rank, model: Mapping[str, Any], first_layers: Mapping[str, int], num_layers: Counter[str]
     ) -> Iterator[tuple[str, _Shard]]:
         """The weights of one rank's part of the model, by their names in the whole; counts its layers."""
-        tensors = {
-            canonical_name(name): value
-            for name, value in model.items()
-            if is_weight(name) and isinstance(value, StoredTensor)
-        }
-        for name in [name for name in tensors if GROUPED_EXPERTS.fullmatch(name)]:
-            tensors |= self._ungrouped(name, tensors.pop(name))
+        sizes = self._sizes
+        tensors = split_fused(
+            {
+                canonical_name(name): value
+                for name, value in model.items()
+                if is_weight(name) and isinstance(value, StoredTensor)
+            },
+            num_experts=sizes.num_experts // sizes.expert,
+            num_q_rows=sizes.latent_rows["q"],
+            num_kv_rows=sizes.latent_rows["kv"],
+        )
         for name, tensor in tensors.items():
             if prod(tensor.shape) > num_spanned(tensor.shape, tensor.strides):
                 found = f"shape {tensor.shape} with strides {tensor.strides}"
@@ -208,28 +211,6 @@ class LegacyCheckpoint:
                 expert = rank.expert * num_experts[match[1]] + int(match[2])
                 whole_name = EXPERT.sub(rf"\g<1>.{expert}.\g<3>", whole_name)
             yield whole_name, _Shard(tensor.path, tensor, _is_gated(name, tensors))
-
-    def _ungrouped(self, name: str, grouped: StoredTensor) -> dict[str, StoredTensor]:
-        """The experts of Megatron's `GroupedMLP`, which keeps them side by side, each turned over.
-
-        Its `weight1` [hidden, experts * ffn] is read as [experts, hidden, ffn], and `weight2` [experts * ffn, hidden]
-        as [experts, ffn, hidden] (megatron/core/transformer/moe/experts.py up to 0.16).
-        """
-        match = GROUPED_EXPERTS.fullmatch(name)
-        num_experts = self._sizes.num_experts // self._sizes.expert
-        is_plain = len(grouped.shape) == 2 and grouped.strides == (grouped.shape[1], 1)
-        if match is None or not is_plain or not num_experts or grouped.shape[0 if match[2] == "2" else 1] % num_experts:
-            expected = f"rows and columns of {num_experts} experts"
-            raise broken(grouped.path, tensor=name, expected=expected, found=f"shape {grouped.shape}")
-        first, second = grouped.shape
-        rows, columns = (first // num_experts, second) if match[2] == "2" else (first, second // num_experts)
-        num_bytes = rows * columns * BITS_OF_DTYPE[grouped.dtype] // 8
-        return {
-            f"{match[1]}.local_experts.{expert}.linear_fc{match[2]}.weight": replace(
-                grouped, offset=grouped.offset + expert * num_bytes, shape=(columns, rows), strides=(1, columns)
-            )
-            for expert in range(num_experts)
-        }
 
     def _merged(self, name: str, by_rank: Mapping[tuple[int, int], _Shard]) -> ShardedTensor:
         """One tensor out of what the ranks hold of it."""

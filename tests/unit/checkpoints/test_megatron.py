@@ -114,11 +114,46 @@ def test_experts_of_a_grouped_layer_are_told_apart(tmp_path: Path, tensor: int, 
     assert_same(MegatronCheckpoint.open(tmp_path), whole)
 
 
+@pytest.mark.parametrize("is_flat", [True, False])
+def test_experts_in_one_stack_are_told_apart(tmp_path: Path, is_flat: bool) -> None:
+    whole = model_tensors(num_layers=1, num_experts=EXPERTS)
+    experts = "decoder.layers.0.mlp.experts."
+    held = {name: value for name, value in whole.items() if experts not in name}
+    for kind in ("linear_fc1.weight", "linear_fc2.weight"):
+        matrices = [whole[f"{experts}local_experts.{expert}.{kind}"] for expert in range(EXPERTS)]
+        held[experts + kind] = torch.cat(matrices) if is_flat else torch.stack(matrices)
+    write_rank(tmp_path / "mp_rank_00", held, ARGS | {"num_experts": EXPERTS})
+    assert_same(MegatronCheckpoint.open(tmp_path), whole)
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_fused_down_projections_are_told_apart(tmp_path: Path, is_cut: bool) -> None:
+    attention = "decoder.layers.0.self_attention."
+    whole = {"q": torch.randn(6, 8), "kv": torch.randn(4, 8)}
+    for rank in range(2):
+        held = [value.chunk(2)[rank] if is_cut else value for value in whole.values()]
+        sizes = {"tensor_model_parallel_size": 2, "q_lora_rank": 6, "kv_lora_rank": 3, "qk_pos_emb_head_dim": 1}
+        write_rank(
+            tmp_path / f"mp_rank_{rank:02d}", {attention + "linear_qkv_down_proj.weight": torch.cat(held)}, sizes
+        )
+    parts = {f"{attention}linear_{kind}_down_proj.weight": value for kind, value in whole.items()}
+    assert_same(MegatronCheckpoint.open(tmp_path), parts)
+
+
 @pytest.mark.parametrize("num_experts", [None, 5])
 def test_a_grouped_layer_of_another_number_of_experts_is_refused(tmp_path: Path, num_experts: int | None) -> None:
     shards = grouped(model_tensors(num_layers=1, num_experts=EXPERTS), EXPERTS)
     write_rank(tmp_path / "mp_rank_00", shards, ARGS | {"num_experts": num_experts, "expert_model_parallel_size": None})
-    with pytest.raises(BrokenCheckpointError, match=r"experts\.weight1': expected rows and columns of \d experts"):
+    with pytest.raises(BrokenCheckpointError, match=r"experts\.weight1': expected matrices of \d experts"):
+        MegatronCheckpoint.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["weight1", "weight2", "linear_fc1.weight"])
+@pytest.mark.parametrize("shape", [(0, 0), (0,), (), (2**40, 0), (0, 2**40)])
+def test_an_empty_stack_of_endless_experts_is_refused(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    tensors = {f"decoder.layers.0.mlp.experts.{name}": torch.empty(shape)}
+    write_rank(tmp_path / "mp_rank_00", tensors, ARGS | {"num_experts": 2**40})
+    with pytest.raises(BrokenCheckpointError, match="of 1099511627776 experts, found shape"):
         MegatronCheckpoint.open(tmp_path)
 
 
