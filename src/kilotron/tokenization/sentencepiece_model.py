@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kilotron.errors import TokenizerError
+from kilotron.tokenization.character_map import check_character_map
 from kilotron.tokenization.sentencepiece_tokenizer import BLANK, SentencePieceTokenizer
 from kilotron.tokenization.tokenizer_json import added_tokens, list_merges, parse_description, read_vocabulary
 
@@ -43,6 +44,8 @@ def load_sentencepiece_model(file: Path) -> SentencePieceTokenizer:
         pieces = [_piece(value) for number, value in fields if number == PIECES and isinstance(value, bytes)]
         trainer = _message(fields, TRAINER)
         normalizer = _message(fields, NORMALIZER)
+        if isinstance(character_map := normalizer.get(CHARACTER_MAP), bytes) and character_map:
+            check_character_map(character_map)
     except (OSError, ValueError, IndexError, struct.error) as error:
         raise TokenizerError(f"{file} cannot be read as a model of SentencePiece: {error}") from error
     kind = MODEL_TYPES.get(_number(trainer, MODEL_TYPE, 1))

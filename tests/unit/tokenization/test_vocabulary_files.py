@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -176,3 +177,37 @@ def test_a_pipe_is_no_vocabulary(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
     with pytest.raises(TokenizerError, match=f"{name} is no file of at most"):
         load_tokenizer(tmp_path)
+
+
+def character_map(unit: int = 0x63 << 10 | 1 << 8 | ord("b"), leaf: int = 1 << 31, texts: bytes = b"a\0") -> bytes:
+    """That of SentencePiece which makes b an a: place b of the trie leads to the leaf in place 1, that to the text."""
+    units = [0] * 256
+    units[ord("b")], units[1] = unit, leaf
+    return struct.pack("<257I", 1024, *units) + texts
+
+
+def write_with_map(file: Path, content: bytes) -> None:
+    pieces = [field(1, field(1, b"<unk>") + field(3, 2)), field(1, field(1, b"a")), field(1, field(1, b"b"))]
+    file.write_bytes(b"".join(pieces) + field(3, field(2, content) + field(3, 0)))
+
+
+def test_a_map_of_characters_is_followed(tmp_path: Path) -> None:
+    write_with_map(tmp_path / "a.model", character_map())
+    assert load_tokenizer(tmp_path / "a.model").tokenize("ab") == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        character_map()[:3],
+        character_map()[:500],
+        character_map(unit=0x163 << 10 | 1 << 8 | ord("b")),  # the next place is outside
+        character_map(leaf=1 << 31 | 3),  # the text is outside
+        character_map(leaf=1 << 31 | 1, texts="é\0".encode()),  # within a character
+        character_map(texts=b"\xff\0"),
+    ],
+)
+def test_a_map_of_characters_that_leads_outside_is_refused(tmp_path: Path, content: bytes) -> None:
+    write_with_map(tmp_path / "a.model", content)
+    with pytest.raises(TokenizerError, match=r"a\.model cannot be read as a model of SentencePiece"):
+        load_tokenizer(tmp_path / "a.model")
