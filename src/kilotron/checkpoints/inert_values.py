@@ -21,6 +21,7 @@ MAX_PATH_CHARACTERS = 4096
 MAX_MEMBER_CHARACTERS = 1000
 MAX_KEY_CHARACTERS = 10_000
 MAX_KEY_ITEMS = 64
+MAX_KEY_INTEGER = 2**32
 
 
 class RefusedPickleError(Exception):
@@ -220,12 +221,16 @@ def _member(owner: Any, name: Any) -> Inert:
 
 
 def as_key(value: Any) -> Any:
-    """A value as a key or member of a set: what is hashed in a moment. Raises RefusedPickleError for anything else."""
+    """A value as a key or member of a set: what is hashed in a moment, and to a hash that nobody can choose. Else any
+    number of keys could share one. Raises RefusedPickleError for anything else.
+    """
     for item in value if isinstance(value, tuple) and len(value) <= MAX_KEY_ITEMS else (value,):
-        if not (item is None or isinstance(item, str | int | float | bytes | Inert | StorageType)):
+        if not (item is None or isinstance(item, str | int | bytes | Inert | StorageType)):
             raise RefusedPickleError(f"a {type(item).__name__} as a key")
         if isinstance(item, str | bytes) and len(item) > MAX_KEY_CHARACTERS:
             raise RefusedPickleError(f"a key of {len(item)} characters")
+        if isinstance(item, int) and abs(item) > MAX_KEY_INTEGER:
+            raise RefusedPickleError(f"a key above {MAX_KEY_INTEGER}")
     return value
 
 

@@ -1,12 +1,12 @@
 """Reads JSON objects from checkpoint files, bounded in size. Knows nothing of what they mean."""
 
 import json
-import stat
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from kilotron.checkpoints.damage import broken, shown, unreadable
+from kilotron.checkpoints.bounded_file import read_bounded
+from kilotron.checkpoints.damage import broken, shown
 
 MAX_CONFIG_BYTES = 16_000_000
 
@@ -17,15 +17,7 @@ def read_json_object(file: Path, *, max_bytes: int = MAX_CONFIG_BYTES, unique_ke
     Raises:
         BrokenCheckpointError: the file is missing, too large, not JSON, or its top level is not an object.
     """
-    try:
-        status = file.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise broken(file, expected="a file", found="a folder or device")
-        if status.st_size > max_bytes:
-            raise broken(file, expected=f"at most {max_bytes} bytes of JSON", found=f"{status.st_size} bytes")
-        text = file.read_bytes()
-    except OSError as error:
-        raise unreadable(file, error) from error
+    text = read_bounded(file, max_bytes, content="JSON")
     return parse_json_object(text, file=file, unique_keys=unique_keys)
 
 

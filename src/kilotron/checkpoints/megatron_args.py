@@ -73,6 +73,7 @@ class _PlainValues:
 
     def _text(self, value: Any, depth: int) -> str:
         """As a key, or in place of a value that JSON does not have."""
+        self._num_values += 1
         if isinstance(value, str):
             return str(self.convert(value, depth))
         if not isinstance(value, Inert):

@@ -11,7 +11,8 @@ from math import prod
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from kilotron.checkpoints.damage import broken, shown, unreadable
+from kilotron.checkpoints.bounded_file import read_bounded
+from kilotron.checkpoints.damage import broken, shown
 from kilotron.checkpoints.inert_values import Inert, RefusedPickleError, StoredTensor, TorchDtype, as_counts
 from kilotron.checkpoints.mapped_file import MappedFile, MappedFiles
 from kilotron.checkpoints.restricted_unpickler import MAX_PICKLE_BYTES, read_pickle
@@ -89,14 +90,7 @@ class DistributedCheckpoint:
 
     def _read_metadata(self) -> Inert:
         file = self._metadata_file
-        try:
-            size = file.stat().st_size
-            if size > MAX_PICKLE_BYTES:
-                raise broken(file, expected=f"at most {MAX_PICKLE_BYTES} bytes", found=f"{size} bytes")
-            data = file.read_bytes()
-        except OSError as error:
-            raise unreadable(file, error) from error
-        metadata = read_pickle(data, file=file)
+        metadata = read_pickle(read_bounded(file, MAX_PICKLE_BYTES), file=file)
         if not isinstance(metadata, Inert) or not isinstance(metadata.state, dict):
             raise broken(file, expected="a Metadata object of torch", found=f"a {type(metadata).__name__}")
         return metadata

@@ -11,7 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from kilotron.checkpoints.damage import broken, shown, unreadable
+from kilotron.checkpoints.bounded_file import read_bounded
+from kilotron.checkpoints.damage import broken, shown
 from kilotron.checkpoints.json_file import read_json_object
 from kilotron.errors import CheckpointError
 
@@ -70,11 +71,7 @@ def folder_around(path: Path) -> Path | None:
 
 
 def _tracked(tracker: Path) -> Path:
-    try:
-        with tracker.open("rb") as stream:
-            text = stream.read(MAX_TRACKER_BYTES).decode("ascii", "replace").strip()
-    except OSError as error:
-        raise unreadable(tracker, error) from error
+    text = read_bounded(tracker, MAX_TRACKER_BYTES).decode("ascii", "replace").strip()
     if text != RELEASE and not (text.isascii() and text.isdecimal() and len(text) <= 18):
         raise broken(tracker, expected=f"an iteration's number or {RELEASE!r}", found=shown(text))
     saved = _saved(tracker.parent)

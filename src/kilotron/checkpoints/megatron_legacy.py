@@ -8,14 +8,16 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from kilotron.checkpoints.damage import broken, shown, unreadable
-from kilotron.checkpoints.inert_values import Inert, StoredTensor
+from kilotron.checkpoints.inert_values import Inert, StoredTensor, num_spanned
 from kilotron.checkpoints.mapped_file import MappedFiles
 from kilotron.checkpoints.megatron_args import plain_args
+from kilotron.checkpoints.megatron_fused import split_fused
 from kilotron.checkpoints.megatron_names import canonical_name, drop_duplicates, is_weight
 from kilotron.checkpoints.sharded_tensor import ShardedTensor
 from kilotron.checkpoints.torch_archive import read_torch_archive
@@ -51,6 +53,7 @@ class _Sizes:
     pipeline: int
     expert: int
     expert_tensor: int
+    num_experts: int
     latent_rows: Mapping[str, int]
     """Rows of the down projections of multi-latent attention."""
 
@@ -67,7 +70,9 @@ class _Sizes:
         tensor = count("tensor_model_parallel_size", 1)
         rows = {"q": count("q_lora_rank", 0), "kv": count("kv_lora_rank", 0) + count("qk_pos_emb_head_dim", 0)}
         pipeline, expert = count("pipeline_model_parallel_size", 1), count("expert_model_parallel_size", 1)
-        return cls(tensor, pipeline, expert, count("expert_tensor_parallel_size", tensor), rows)
+        return cls(
+            tensor, pipeline, expert, count("expert_tensor_parallel_size", tensor), count("num_experts", 0), rows
+        )
 
     @property
     def description(self) -> str:
@@ -180,11 +185,21 @@ class LegacyCheckpoint:
         self, rank: Rank, model: Mapping[str, Any], first_layers: Mapping[str, int], num_layers: Counter[str]
     ) -> Iterator[tuple[str, _Shard]]:
         """The weights of one rank's part of the model, by their names in the whole; counts its layers."""
-        tensors = {
-            canonical_name(name): value
-            for name, value in model.items()
-            if is_weight(name) and isinstance(value, StoredTensor)
-        }
+        sizes = self._sizes
+        tensors = split_fused(
+            {
+                canonical_name(name): value
+                for name, value in model.items()
+                if is_weight(name) and isinstance(value, StoredTensor)
+            },
+            num_experts=sizes.num_experts // sizes.expert,
+            num_q_rows=sizes.latent_rows["q"],
+            num_kv_rows=sizes.latent_rows["kv"],
+        )
+        for name, tensor in tensors.items():
+            if prod(tensor.shape) > num_spanned(tensor.shape, tensor.strides):
+                found = f"shape {tensor.shape} with strides {tensor.strides}"
+                raise broken(tensor.path, tensor=name, expected="a value for each place", found=found)
         num_experts = _count_experts(tensors)
         for name, tensor in tensors.items():
             whole_name = name

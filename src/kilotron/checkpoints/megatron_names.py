@@ -15,7 +15,7 @@ from kilotron.checkpoints.sharded_tensor import ShardedTensor
 WRAPPER_PREFIX = re.compile(r"^(?:(?:model|module)\.)+")
 IGNORED = re.compile(
     r"(^|\.)optimizer(_state)?\.|^(chained_\d+\.)?(optimizer|opt_param_scheduler|rng_state|rerun_state_machine_state)"
-    r"|_extra_state(/|$|\.)|^(rng_state|common_state|args|iteration|checkpoint_version)\b"
+    r"|_extra_state\d*(/|$|\.)|^(rng_state|common_state|args|iteration|checkpoint_version)\b"
 )
 STACKED_LAYERS = re.compile(r"^(.*\blayers)\.(?!\d)(.*)$")
 STACKED_EXPERTS = re.compile(r"^(.*\.mlp\.experts)\.experts\.(?!\d)(.*)$")
@@ -23,12 +23,14 @@ GATE, UP = "_w", "_v"
 
 _RENAMED = (
     # Transformer Engine keeps a norm inside the linear layer behind it, and Megatron's distributed format all do.
-    (r"\.self_attention\.linear_qkv\.layer_norm_(weight|bias)$", r".input_layernorm.\1"),
+    (r"\.self_attention\.linear_(?:qkv|qkv_down_proj)\.layer_norm_(weight|bias)$", r".input_layernorm.\1"),
     (r"\.self_attention\.linear_q_up_proj\.layer_norm_(weight|bias)$", r".self_attention.q_layernorm.\1"),
     (r"\.self_attention\.linear_kv_up_proj\.layer_norm_(weight|bias)$", r".self_attention.kv_layernorm.\1"),
     (r"\.cross_attention\.linear_q\.layer_norm_(weight|bias)$", r".pre_cross_attn_layernorm.\1"),
     (r"\.mlp\.linear_fc1\.layer_norm_(weight|bias)$", r".pre_mlp_layernorm.\1"),
     (r"\.mlp\.experts\.(linear_fc[12])\.(weight|bias)(\d+)$", r".mlp.experts.local_experts.\3.\1.\2"),
+    # With the metadata `singleton_local_shards`, experts are not stacked.
+    (r"\.mlp\.experts\.experts\.(\d+)\.", r".mlp.experts.local_experts.\1."),
 )
 _DUPLICATES = {
     # T5Model stores these under two names.

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kilotron.checkpoints.damage import broken, shown, unreadable
+from kilotron.checkpoints.bounded_file import read_bounded
+from kilotron.checkpoints.damage import broken, shown
 from kilotron.checkpoints.megatron_args import plain_values
 
 RUN_CONFIG_FILE = "run_config.yaml"
-MAX_YAML_BYTES = 4_000_000
+MAX_YAML_BYTES = 1_000_000
 TOKENIZER_FIELDS = ("tokenizer_type", "tokenizer_model", "vocab_file", "merge_file")
 
 
@@ -18,27 +19,25 @@ def read_run_config(file: Path) -> dict[str, Any]:
     Raises:
         BrokenCheckpointError: it is missing, too large, not YAML, or has no `model`.
     """
-    sections = _read_yaml(file)
+    sections = plain_values(_read_yaml(file), file=file)
     model = sections.get("model")
     if not isinstance(model, dict) or "num_layers" not in model:
         raise broken(file, expected="the fields of a `model`", found=shown(model))
-    fields = {str(name): _without_target(value) for name, value in model.items() if name != "_target_"}
+    fields = {name: _without_target(value) for name, value in model.items() if name != "_target_"}
     tokenizer = sections.get("tokenizer")
     if isinstance(tokenizer, dict):
         fields |= {name: tokenizer[name] for name in TOKENIZER_FIELDS if name in tokenizer}
-    return plain_values({**fields, **_renamed(fields)}, file=file)
+    return fields | _renamed(fields)
 
 
 def _read_yaml(file: Path) -> dict[Any, Any]:
     import yaml
 
+    from kilotron.checkpoints.plain_yaml import load_plain_yaml
+
+    text = read_bounded(file, MAX_YAML_BYTES, content="YAML")
     try:
-        size = file.stat().st_size
-        if size > MAX_YAML_BYTES:
-            raise broken(file, expected=f"at most {MAX_YAML_BYTES} bytes of YAML", found=f"{size} bytes")
-        content = yaml.safe_load(file.read_bytes())
-    except OSError as error:
-        raise unreadable(file, error) from error
+        content = load_plain_yaml(text)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, LookupError, AttributeError) as error:
         raise broken(file, expected="plain YAML", found=f"an error ({shown(str(error))})") from error
     if not isinstance(content, dict):

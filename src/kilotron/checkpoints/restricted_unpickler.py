@@ -218,13 +218,18 @@ class _Machine:
     def storage(self) -> None:
         match self.stack.pop():
             case ("storage", StorageType() as kind, str() as key, _, int() as num_elements) if (
-                self._find_storage is not None and num_elements >= 0
+                self._find_storage is not None and num_elements >= 0 and len(key) <= MAX_NAME_CHARACTERS
             ):
                 self.push(self._find_storage(kind, key, num_elements))
             case _:
                 raise RefusedPickleError("a reference to something outside that is not a torch storage")
 
+    def empty_set(self) -> None:
+        self.spend(3)  # it takes as much memory as four other things
+        self.push(set())
+
     def remember(self, key: int) -> None:
+        self.spend(1)
         self.memo[key] = self.stack[-1]
 
     def set_top(self, make: Callable[[list[Any]], Any]) -> None:
@@ -286,7 +291,7 @@ ACTIONS: dict[int, Callable[[_Machine], None]] = {
     ord("d"): lambda machine: machine.set_top(_as_dict),
     ord("s"): lambda machine: machine.set_items([machine.stack.pop(-2), machine.stack.pop()]),
     ord("u"): lambda machine: machine.set_items(machine.pop_mark()),
-    0x8F: lambda machine: machine.push(set()),
+    0x8F: _Machine.empty_set,
     0x90: lambda machine: machine.add(machine.pop_mark()),
     0x91: lambda machine: machine.set_top(_as_set),
     ord("c"): _Machine.global_lines,

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kilotron.errors import TokenizerError
+from kilotron.tokenization.character_map import check_character_map
 from kilotron.tokenization.sentencepiece_tokenizer import BLANK, SentencePieceTokenizer
-from kilotron.tokenization.tokenizer_json import added_tokens, parse_description
+from kilotron.tokenization.tokenizer_json import added_tokens, list_merges, parse_description, read_vocabulary
 
 PIECES, TRAINER, NORMALIZER = 1, 2, 3
 PIECE_TEXT, PIECE_SCORE, PIECE_KIND = 1, 2, 3
@@ -38,11 +39,13 @@ def load_sentencepiece_model(file: Path) -> SentencePieceTokenizer:
         TokenizerError: it is no such file, or of a type that is not read.
     """
     try:
-        content = file.read_bytes()
+        content = read_vocabulary(file)
         fields = list(_fields(content))
         pieces = [_piece(value) for number, value in fields if number == PIECES and isinstance(value, bytes)]
         trainer = _message(fields, TRAINER)
         normalizer = _message(fields, NORMALIZER)
+        if isinstance(character_map := normalizer.get(CHARACTER_MAP), bytes) and character_map:
+            check_character_map(character_map)
     except (OSError, ValueError, IndexError, struct.error) as error:
         raise TokenizerError(f"{file} cannot be read as a model of SentencePiece: {error}") from error
     kind = MODEL_TYPES.get(_number(trainer, MODEL_TYPE, 1))
@@ -55,7 +58,7 @@ def load_sentencepiece_model(file: Path) -> SentencePieceTokenizer:
         raise TokenizerError(f"{file} holds no pieces, so it is no model of SentencePiece")
     strips_blanks = bool(_number(normalizer, NO_EXTRA_BLANKS, 1))
     return SentencePieceTokenizer(
-        parse_description(_describe(kind, pieces, trainer, normalizer), file),
+        parse_description(_describe(kind, pieces, trainer, normalizer, file), file),
         _special_tokens(pieces, trainer),
         has_prefix=bool(_number(normalizer, DUMMY_PREFIX, 1)),
         strips="" if not strips_blanks else None if normalizer.get(CHARACTER_MAP) else " ",
@@ -63,7 +66,9 @@ def load_sentencepiece_model(file: Path) -> SentencePieceTokenizer:
     )
 
 
-def _describe(kind: str, pieces: list[Piece], trainer: dict[int, Any], normalizer: dict[int, Any]) -> dict[str, Any]:
+def _describe(
+    kind: str, pieces: list[Piece], trainer: dict[int, Any], normalizer: dict[int, Any], file: Path
+) -> dict[str, Any]:
     has_bytes = bool(_number(trainer, BYTE_FALLBACK, 0))
     unk_id = _number(trainer, UNK_ID, 0)
     decoders: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": BLANK}, "content": " "}]
@@ -79,7 +84,7 @@ def _describe(kind: str, pieces: list[Piece], trainer: dict[int, Any], normalize
         "added_tokens": added_tokens(named),
         "normalizer": _describe_normalizer(normalizer),
         "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": _describe_bpe(pieces, unk_id, has_bytes=has_bytes)
+        "model": _describe_bpe(pieces, unk_id, file, has_bytes=has_bytes)
         if kind == "BPE"
         else {
             "type": "Unigram",
@@ -102,23 +107,20 @@ def _describe_normalizer(normalizer: dict[int, Any]) -> dict[str, Any]:
     return {"type": "Sequence", "normalizers": steps}
 
 
-def _describe_bpe(pieces: list[Piece], unk_id: int, *, has_bytes: bool) -> dict[str, Any]:
+def _describe_bpe(pieces: list[Piece], unk_id: int, file: Path, *, has_bytes: bool) -> dict[str, Any]:
     """Pieces are merged by the score of what they become, greatest first."""
     vocabulary = {piece.text: token_id for token_id, piece in enumerate(pieces)}
     scores = {piece.text: piece.score for piece in pieces if piece.kind == NORMAL}
-    merges = []
-    for text, score in scores.items():
-        halves = ((text[:cut], text[cut:]) for cut in range(1, len(text)))
-        known = [pair for pair in halves if pair[0] in scores and pair[1] in scores]
-        merges += [(score, pair) for pair in sorted(known, key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))]
-    merges.sort(key=lambda merge: -merge[0])
+    merges = list_merges(scores, scores.__contains__, file)
+    # Of pieces with the same score, and of ways to make one piece, those with the smallest ids are first.
+    merges.sort(key=lambda pair: (-scores["".join(pair)], vocabulary["".join(pair)], *map(vocabulary.get, pair)))
     return {
         "type": "BPE",
         "unk_token": pieces[unk_id].text if 0 <= unk_id < len(pieces) else None,
         "fuse_unk": True,
         "byte_fallback": has_bytes,
         "vocab": vocabulary,
-        "merges": [list(pair) for _, pair in merges],
+        "merges": merges,
     }
 
 

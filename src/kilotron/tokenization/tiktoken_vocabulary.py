@@ -12,7 +12,13 @@ from typing import Any
 from kilotron.errors import TokenizerError
 from kilotron.tokenization.fast_tokenizer import FastTokenizer
 from kilotron.tokenization.token_pieces import byte_level_characters
-from kilotron.tokenization.tokenizer_json import BYTE_LEVEL, added_tokens, parse_description
+from kilotron.tokenization.tokenizer_json import (
+    BYTE_LEVEL,
+    added_tokens,
+    list_merges,
+    parse_description,
+    read_vocabulary,
+)
 
 NUM_SPECIAL_TOKENS = 1000
 VOCAB_SIZE = 1 << 17
@@ -32,7 +38,7 @@ def load_tiktoken_vocabulary(file: Path) -> FastTokenizer:
         TokenizerError: it is no such file.
     """
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
+        entries = json.loads(read_vocabulary(file))
         ranked = [base64.b64decode(entry["token_bytes"], validate=True) for entry in entries]
     except (OSError, ValueError, RecursionError, TypeError, LookupError) as error:
         raise TokenizerError(f"{file} is no list of tokens with `token_bytes`, as tiktoken's are: {error!r}") from error
@@ -49,22 +55,12 @@ def load_tiktoken_vocabulary(file: Path) -> FastTokenizer:
         "model": {
             "type": "BPE",
             "vocab": {text: token_id for token_id, text in enumerate(special)} | vocabulary,
-            "merges": _merges(ranks),
+            "merges": [[_spell(part) for part in pair] for pair in list_merges(ranks, ranks.__contains__, file)],
             "ignore_merges": True,
         },
     }
     names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     return FastTokenizer(parse_description(description, file), names)
-
-
-def _merges(ranks: dict[bytes, int]) -> list[list[str]]:
-    """Every way to make a token of two others, in the order of its rank."""
-    return [
-        [_spell(token[:cut]), _spell(token[cut:])]
-        for token in ranks
-        for cut in range(1, len(token))
-        if token[:cut] in ranks and token[cut:] in ranks
-    ]
 
 
 def _spell(token: bytes) -> str:

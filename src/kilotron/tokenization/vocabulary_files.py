@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kilotron.errors import TokenizerError
 from kilotron.tokenization.fast_tokenizer import FastTokenizer
-from kilotron.tokenization.tokenizer_json import BYTE_LEVEL, added_tokens, parse_description
+from kilotron.tokenization.tokenizer_json import BYTE_LEVEL, added_tokens, parse_description, read_vocabulary
 
 END_OF_TEXT = "<|endoftext|>"
 MERGES_FILES, VOCABULARY_FILES, MODEL_FILES = "*merges.txt", "*vocab*.json", "*.model"
@@ -51,8 +51,8 @@ def load_vocabulary_file(file: Path) -> FastTokenizer | None:
 def _load_gpt2(vocabulary_file: Path, merges_file: Path) -> FastTokenizer:
     """Byte-level BPE; its end of a document is `<|endoftext|>`."""
     try:
-        vocabulary = json.loads(vocabulary_file.read_text(encoding="utf-8"))
-        lines = merges_file.read_text(encoding="utf-8").split("\n")
+        vocabulary = json.loads(read_vocabulary(vocabulary_file))
+        lines = read_vocabulary(merges_file).decode().split("\n")
     except (OSError, ValueError, RecursionError) as error:
         raise TokenizerError(f"{vocabulary_file} or {merges_file.name} cannot be read: {error}") from error
     if not isinstance(vocabulary, dict):

@@ -176,11 +176,28 @@ MANY = b"(" + b"N" * 10_000 + b"t\x94"
         (b"ctorch\nSize\n\x94(" + b"N" * 10_000 + b"l\x94", b"h\x00h\x01\x85R"),
         (b"\x8c\xff" + b"m" * 255 + b"\x94\x8c\xff" + b"n" * 255 + b"\x94", b"h\x00h\x01\x93"),
         (b"cpathlib\nPosixPath\n\x94X\xff\x0f\x00\x00" + b"p" * 4095 + b"\x94", b"h\x00h\x01\x85R"),
+        pytest.param(b"", b"\x8f" * 200, marks=pytest.mark.slow),  # sets, which take 200 bytes each
+        pytest.param(b"N", b"\x94" * 300, marks=pytest.mark.slow),  # entries of the memo
     ],
 )
 def test_few_opcodes_cannot_make_much(start: bytes, step: bytes) -> None:
     with pytest.raises(BrokenCheckpointError, match="found more than 30000000 steps"):
         read_pickle(b"\x80\x04" + start + step * 60_000 + b".", file=Path("x"))
+
+
+@pytest.mark.parametrize("item", [b"", b"\x85"])
+def test_keys_that_all_have_one_hash_are_refused(item: bytes) -> None:
+    multiples = (number * (2**61 - 1) for number in range(1, 100))
+    keys = b"".join(b"\x8a\x0b" + number.to_bytes(11, "little") + item + b"N" for number in multiples)
+    with pytest.raises(BrokenCheckpointError, match="found a key above"):
+        read_pickle(b"\x80\x02}(" + keys + b"u.", file=Path("x"))
+
+
+def test_the_key_of_a_storage_is_short() -> None:
+    key = b"X\x00\x10\x00\x00" + b"k" * 4096
+    data = b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n" + key + b"NK\x00tQ."
+    with pytest.raises(BrokenCheckpointError, match="outside that is not a torch storage"):
+        read_pickle(data, file=Path("x"), find_storage=lambda *_: pytest.fail("looked for it"))
 
 
 def test_a_message_about_a_value_without_end_is_short() -> None:
@@ -213,6 +230,42 @@ def test_values_that_multiply_are_refused(tmp_path: Path) -> None:
         tmp_path / "c", {"embedding.word_embeddings.weight": torch.ones(2)}, args={"a": value}, has_common_file=True
     )
     assert "more than 200000 of them" in open_and_read(folder)
+
+
+def test_sets_that_multiply_are_refused(tmp_path: Path) -> None:
+    folder = write_dist(
+        tmp_path / "c", {"embedding.word_embeddings.weight": torch.ones(2)}, args={"a": [set(range(1000))] * 300},
+        has_common_file=True,
+    )  # fmt: skip
+    assert "more than 200000 of them" in open_and_read(folder)
+
+
+@pytest.mark.parametrize("name", [".metadata", "common.pt", "metadata.json", "model_optim_rng.pt", "tracker"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_or_device_is_never_opened(tmp_path: Path, name: str, kind: str) -> None:
+    folder = tmp_path / "iter_0000005"
+    if name == "model_optim_rng.pt":
+        write_legacy(folder, model_tensors())
+    else:
+        write_dist(folder, stacked(model_tensors()), has_common_file=True)
+    places = {
+        "tracker": tmp_path / "latest_checkpointed_iteration.txt",
+        "model_optim_rng.pt": folder / "mp_rank_00" / name,
+    }
+    file = places.get(name, folder / name)
+    file.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to("/dev/zero")
+    assert f"{file}: expected a file, found a folder or device" in open_and_read(
+        tmp_path if name == "tracker" else folder
+    )
+
+
+def test_a_weight_with_more_values_than_bytes_is_refused(tmp_path: Path) -> None:
+    write_rank(tmp_path / "mp_rank_00", {"embedding.word_embeddings.weight": torch.zeros(1).expand(2**40)}, ARGS)
+    assert "expected a value for each place, found shape (1099511627776,) with strides (0,)" in open_and_read(tmp_path)
 
 
 # Damage to torch_dist.

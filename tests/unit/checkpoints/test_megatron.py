@@ -1,6 +1,7 @@
 """One model, saved in every layout that Megatron has, reads as the same whole tensors."""
 
 import argparse
+import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,6 +88,73 @@ def test_experts_that_are_not_cut_need_no_file_of_every_pair_of_ranks(tmp_path: 
         shards = {name: value if "experts." in name else shard_of(name, value, rank, 2) for name, value in held.items()}
         write_rank(tmp_path / f"mp_rank_{rank:02d}_{rank:03d}", shards, ARGS | sizes)
     assert_same(MegatronCheckpoint.open(tmp_path), whole)
+
+
+def grouped(shards: Mapping[str, Tensor], num_experts: int) -> dict[str, Tensor]:
+    """As Megatron's GroupedMLP keeps experts: it reads them by weight1.view(num_experts, hidden, -1), and weight2."""
+    experts = "decoder.layers.0.mlp.experts."
+    rest = {name: value for name, value in shards.items() if experts not in name}
+    for number in (1, 2):
+        turned = [shards[f"{experts}local_experts.{one}.linear_fc{number}.weight"].t() for one in range(num_experts)]
+        rest[f"{experts}weight{number}"] = torch.stack(turned).reshape((8, -1) if number == 1 else (-1, 8))
+    return rest
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+@pytest.mark.parametrize("expert", [1, 2])
+def test_experts_of_a_grouped_layer_are_told_apart(tmp_path: Path, tensor: int, expert: int) -> None:
+    whole = model_tensors(num_layers=1, num_experts=EXPERTS)
+    sizes = {"tensor_model_parallel_size": tensor, "expert_model_parallel_size": expert, "num_experts": EXPERTS}
+    count = EXPERTS // expert
+    for number, rank in itertools.product(range(expert), range(tensor)):
+        held = local_experts(whole, number * count, count)
+        shards = {name: shard_of(name, value, rank, tensor) for name, value in held.items()}
+        name = f"mp_rank_{rank:02d}" + (f"_{number:03d}" if expert > 1 else "")
+        write_rank(tmp_path / name, grouped(shards, count), ARGS | sizes)
+    assert_same(MegatronCheckpoint.open(tmp_path), whole)
+
+
+@pytest.mark.parametrize("is_flat", [True, False])
+def test_experts_in_one_stack_are_told_apart(tmp_path: Path, is_flat: bool) -> None:
+    whole = model_tensors(num_layers=1, num_experts=EXPERTS)
+    experts = "decoder.layers.0.mlp.experts."
+    held = {name: value for name, value in whole.items() if experts not in name}
+    for kind in ("linear_fc1.weight", "linear_fc2.weight"):
+        matrices = [whole[f"{experts}local_experts.{expert}.{kind}"] for expert in range(EXPERTS)]
+        held[experts + kind] = torch.cat(matrices) if is_flat else torch.stack(matrices)
+    write_rank(tmp_path / "mp_rank_00", held, ARGS | {"num_experts": EXPERTS})
+    assert_same(MegatronCheckpoint.open(tmp_path), whole)
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_fused_down_projections_are_told_apart(tmp_path: Path, is_cut: bool) -> None:
+    attention = "decoder.layers.0.self_attention."
+    whole = {"q": torch.randn(6, 8), "kv": torch.randn(4, 8)}
+    for rank in range(2):
+        held = [value.chunk(2)[rank] if is_cut else value for value in whole.values()]
+        sizes = {"tensor_model_parallel_size": 2, "q_lora_rank": 6, "kv_lora_rank": 3, "qk_pos_emb_head_dim": 1}
+        write_rank(
+            tmp_path / f"mp_rank_{rank:02d}", {attention + "linear_qkv_down_proj.weight": torch.cat(held)}, sizes
+        )
+    parts = {f"{attention}linear_{kind}_down_proj.weight": value for kind, value in whole.items()}
+    assert_same(MegatronCheckpoint.open(tmp_path), parts)
+
+
+@pytest.mark.parametrize("num_experts", [None, 5])
+def test_a_grouped_layer_of_another_number_of_experts_is_refused(tmp_path: Path, num_experts: int | None) -> None:
+    shards = grouped(model_tensors(num_layers=1, num_experts=EXPERTS), EXPERTS)
+    write_rank(tmp_path / "mp_rank_00", shards, ARGS | {"num_experts": num_experts, "expert_model_parallel_size": None})
+    with pytest.raises(BrokenCheckpointError, match=r"experts\.weight1': expected matrices of \d experts"):
+        MegatronCheckpoint.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["weight1", "weight2", "linear_fc1.weight"])
+@pytest.mark.parametrize("shape", [(0, 0), (0,), (), (2**40, 0), (0, 2**40)])
+def test_an_empty_stack_of_endless_experts_is_refused(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    tensors = {f"decoder.layers.0.mlp.experts.{name}": torch.empty(shape)}
+    write_rank(tmp_path / "mp_rank_00", tensors, ARGS | {"num_experts": 2**40})
+    with pytest.raises(BrokenCheckpointError, match="of 1099511627776 experts, found shape"):
+        MegatronCheckpoint.open(tmp_path)
 
 
 def test_a_missing_expert_rank_is_refused(tmp_path: Path) -> None:

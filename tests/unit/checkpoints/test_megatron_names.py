@@ -27,6 +27,11 @@ LAYER = "decoder.layers.3."
         (LAYER + "self_attention.linear_kv_up_proj.layer_norm_weight", LAYER + "self_attention.kv_layernorm.weight"),
         (LAYER + "cross_attention.linear_q.layer_norm_weight", LAYER + "pre_cross_attn_layernorm.weight"),
         (LAYER + "mlp.experts.linear_fc1.weight12", LAYER + "mlp.experts.local_experts.12.linear_fc1.weight"),
+        (LAYER + "self_attention.linear_qkv_down_proj.layer_norm_weight", LAYER + "input_layernorm.weight"),
+        (LAYER + "self_attention.q_layernorm.weight", LAYER + "self_attention.q_layernorm.weight"),
+        (LAYER + "mlp.shared_experts.linear_fc1.weight", LAYER + "mlp.shared_experts.linear_fc1.weight"),
+        (LAYER + "mlp.shared_experts.gate_weight", LAYER + "mlp.shared_experts.gate_weight"),
+        (LAYER + "mlp.experts.experts.7.linear_fc1.weight", LAYER + "mlp.experts.local_experts.7.linear_fc1.weight"),
         (LAYER + "mlp.experts.linear_fc2.bias0", LAYER + "mlp.experts.local_experts.0.linear_fc2.bias"),
         (LAYER + "mlp.router.expert_bias", LAYER + "mlp.router.expert_bias"),
         ("something.else", "something.else"),
@@ -41,6 +46,9 @@ def test_names_of_all_layer_specifications_are_one(stored: str, canonical: str) 
     [
         "decoder.layers.self_attention.core_attention._extra_state/shard_0_4",
         "output_layer._extra_state",
+        "decoder.layers.0.mlp.experts.linear_fc1._extra_state",
+        "decoder.layers.0.mlp.experts.linear_fc1._extra_state11",
+        "decoder.layers.0.self_attention.core_attention.fused_attention._extra_state",
         "rng_state/shard_0.0_1.1",
         "optimizer.state.exp_avg.decoder.layers.mlp.linear_fc1.weight",
         "chained_0.optimizer.state.exp_avg.x",
@@ -94,6 +102,12 @@ def test_gate_and_up_that_are_stored_apart_are_joined(stack: StoredTensor) -> No
     name = "decoder.layers.0.mlp.linear_fc1.weight"
     joined = read({name + "_w": stack, name + "_v": stack})
     assert joined == {name: torch.arange(8.0).view(2, 2, 2).repeat(2, 1, 1).tolist()}
+
+
+def test_gate_and_up_of_single_experts_are_joined(stack: StoredTensor) -> None:
+    name = "decoder.layers.0.mlp.experts.experts.1.linear_fc1.weight"
+    joined = read({name + "_w": stack, name + "_v": stack})
+    assert list(joined) == ["decoder.layers.0.mlp.experts.local_experts.1.linear_fc1.weight"]
 
 
 def test_two_tensors_of_one_name_are_refused(stack: StoredTensor) -> None:

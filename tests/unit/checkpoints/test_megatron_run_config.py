@@ -79,3 +79,23 @@ def test_nemo_gets_a_remedy(tmp_path: Path) -> None:
         MegatronCheckpoint.open(tmp_path)
     (folder / "run_config.yaml").write_text(LLAMA)
     assert MegatronCheckpoint.open(tmp_path).args["num_layers"] == 16
+
+
+LAUGHS = "a0: &a0 [lol]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (LAUGHS + "model: {num_layers: 1, x: {_target_: a.b, _args_: [*a9]}}", "more than 200000 of them"),
+        (LAUGHS + "model: {num_layers: *a9}", "more than 200000 of them"),
+        ("a: &a {x: 1}\nmodel: {num_layers: 1, <<: [*a, *a]}", "a key <<"),
+        ("model: {num_layers: 1" + ":1" * 100 + "}", "a number of 201 characters"),
+        ("model: {num_layers: 1" + ":1" * 100 + ".5}", "a number of 203 characters"),
+        ("model: {num_layers: " + "[" * 30 + "]" * 30 + "}", "nested deeper than 20"),
+        ("model: {num_layers: 1, x: " + "a" * 1_000_000 + "}", "expected at most 1000000 bytes of YAML"),
+    ],
+)
+def test_a_few_bytes_cannot_ask_for_much(tmp_path: Path, text: str, found: str) -> None:
+    with pytest.raises(BrokenCheckpointError, match=found):
+        config_of(tmp_path, text)

@@ -23,13 +23,14 @@ from kilotron.checkpoints.torch_archive import read_torch_archive
 from unit.checkpoints.written_megatron import model_tensors, stacked, write_dist
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(max_size=300)
+KEY_INTEGERS = st.integers(-(2**32), 2**32)
 VALUES = st.recursive(
     SCALARS,
     lambda inner: (
         st.lists(inner)
         | st.lists(inner).map(tuple)
-        | st.dictionaries(st.text() | st.integers(), inner)
-        | st.sets(st.integers() | st.text())
+        | st.dictionaries(st.text() | KEY_INTEGERS, inner)
+        | st.sets(KEY_INTEGERS | st.text())
         | st.dictionaries(st.text(), inner).map(collections.OrderedDict)
     ),
     max_leaves=20,

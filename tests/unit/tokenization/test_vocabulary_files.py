@@ -1,7 +1,11 @@
 """Bare vocabularies give the ids that the projects which own their formats give, and broken ones are refused."""
 
+import base64
 import json
+import os
 import shutil
+import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -142,3 +146,68 @@ def test_a_numbered_vocabulary_needs_no_file() -> None:
 def test_an_impossible_numbered_vocabulary_is_refused(source: str) -> None:
     with pytest.raises(TokenizerError, match=source):
         load_tokenizer(source)
+
+
+def nested_words(length: int) -> list[str]:
+    """All parts of a text without repetition: each can be made in as many ways as it has characters, less one."""
+    text = "".join(chr(0x4E00 + number) for number in range(length))
+    return [text[start:stop] for start in range(length) for stop in range(start + 1, length + 1)]
+
+
+def write_sentencepiece(file: Path, words: list[str]) -> None:
+    file.write_bytes(b"".join(field(1, field(1, word.encode())) for word in words) + field(2, field(3, 2)))
+
+
+def write_tiktoken(file: Path, words: list[str]) -> None:
+    file.write_text(json.dumps([{"token_bytes": base64.b64encode(word.encode()).decode()} for word in words]))
+
+
+@pytest.mark.parametrize("words", [["a" * 1_000_000], pytest.param(nested_words(240), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("name", "write"), [("a.model", write_sentencepiece), ("a.json", write_tiktoken)])
+def test_words_that_ask_for_endless_merges_are_refused(
+    tmp_path: Path, name: str, write: Callable[[Path, list[str]], None], words: list[str]
+) -> None:
+    write(tmp_path / name, words)
+    with pytest.raises(TokenizerError, match=f"{name} has tokens above length 1000, or more than"):
+        load_tokenizer(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.model", "vocab.json"])
+def test_a_pipe_is_no_vocabulary(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(TokenizerError, match=f"{name} is no file of at most"):
+        load_tokenizer(tmp_path)
+
+
+def character_map(unit: int = 0x63 << 10 | 1 << 8 | ord("b"), leaf: int = 1 << 31, texts: bytes = b"a\0") -> bytes:
+    """That of SentencePiece which makes b an a: place b of the trie leads to the leaf in place 1, that to the text."""
+    units = [0] * 256
+    units[ord("b")], units[1] = unit, leaf
+    return struct.pack("<257I", 1024, *units) + texts
+
+
+def write_with_map(file: Path, content: bytes) -> None:
+    pieces = [field(1, field(1, b"<unk>") + field(3, 2)), field(1, field(1, b"a")), field(1, field(1, b"b"))]
+    file.write_bytes(b"".join(pieces) + field(3, field(2, content) + field(3, 0)))
+
+
+def test_a_map_of_characters_is_followed(tmp_path: Path) -> None:
+    write_with_map(tmp_path / "a.model", character_map())
+    assert load_tokenizer(tmp_path / "a.model").tokenize("ab") == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        character_map()[:3],
+        character_map()[:500],
+        character_map(unit=0x163 << 10 | 1 << 8 | ord("b")),  # the next place is outside
+        character_map(leaf=1 << 31 | 3),  # the text is outside
+        character_map(leaf=1 << 31 | 1, texts="é\0".encode()),  # within a character
+        character_map(texts=b"\xff\0"),
+    ],
+)
+def test_a_map_of_characters_that_leads_outside_is_refused(tmp_path: Path, content: bytes) -> None:
+    write_with_map(tmp_path / "a.model", content)
+    with pytest.raises(TokenizerError, match=r"a\.model cannot be read as a model of SentencePiece"):
+        load_tokenizer(tmp_path / "a.model")
