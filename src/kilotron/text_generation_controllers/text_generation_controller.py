@@ -179,6 +179,9 @@ class TextGenerationController:
 
     def _advance_beams(self, progress: BeamProgress, row: RowPlan, result: StepResult) -> InferenceRequest | None:
         request = progress.request
+        if row.start + len(row.token_ids) != request.prompt_length + request.generated_length:
+            # Computed again after a preemption: its candidates had come before, and the search has gone on by now.
+            return None
         moves = progress.put_candidates(row.beam, result.candidates[request.request_id, row.beam])
         if moves is None:
             return None
