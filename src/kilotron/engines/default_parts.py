@@ -114,7 +114,8 @@ def attached_context(
 def _affordable_length(model: AbstractModelInferenceWrapper, max_batch_size: int) -> int:
     """The model's own length, or as much of it as every row of a batch can have."""
     longest = model.max_sequence_length or _UNLIMITED_LENGTH
-    per_token = model.cache_shape(1, 1).block_bytes
+    # An encoder's input may be as long as a row.
+    per_token = model.cache_shape(1, 1).block_bytes * (1 if model.encoder_decoder is None else 2)
     affordable = int(model.kernels.free_memory_bytes() * _FREE_MEMORY_SHARE) // (per_token * max_batch_size)
     if affordable < 1:
         raise ConfigError(f"the free memory holds no batch of {max_batch_size} rows; ask for a smaller max_batch_size")

@@ -19,7 +19,7 @@ from kilotron.engines.interruption import run_uninterrupted
 from kilotron.engines.request_intake import Prompt, spread_params
 from kilotron.engines.request_stream import RequestStream
 from kilotron.errors import InvalidRequestError, RequestNotFoundError
-from kilotron.inference_request import InferenceRequest
+from kilotron.inference_request import InferenceRequest, Status
 from kilotron.sampling_params import SamplingParams
 from kilotron.scheduling.request_pools import RequestPools
 from kilotron.scheduling.static_scheduler import StaticScheduler
@@ -62,7 +62,9 @@ class StaticInferenceEngine(AbstractEngine):
             intake=make_intake(text_generation_controller, self.context, random_seed),
         )
         """The engine that runs the steps."""
-        self.scheduler = RequestPools(self.context.max_batch_size, on_abort=self._abort)
+        self.scheduler = RequestPools(
+            self.context.max_batch_size, on_abort=self._abort, new_id=self.loop.intake.get_new_request_id
+        )
         self._streams: dict[int, RequestStream] = {}
         self._running = threading.RLock()
 
@@ -209,15 +211,18 @@ class StaticInferenceEngine(AbstractEngine):
         if isinstance(params, SamplingParams):
             params.add_attributes({"add_BOS": add_BOS or params.add_BOS, "streaming": streaming or params.streaming})
         request = self.loop.build_all([prompt], params)[0]
-        return request if given is None else _filled_in(given, request)
+        if given is None:
+            return request
+        # Ids of others' making could clash.
+        given.request_id = request.request_id
+        return _filled_in(given, request)
 
     def _run_batch(self, batch: list[InferenceRequest]) -> None:
         started: list[InferenceRequest] = []
         try:
             for request in batch:
-                if not request.is_finished:  # an abort may be quicker
-                    self.loop.add_request(request, listener=self._listen)
-                    started += request.choices
+                self._start(request)
+                started += request.choices
             while any(not choice.is_finished for choice in started):
                 run_uninterrupted(self.loop.step)
         finally:
@@ -225,6 +230,18 @@ class StaticInferenceEngine(AbstractEngine):
                 self._abort(request)
                 self._end_stream(request)
             self.scheduler.update_requests_pools({request.request_id: request for request in batch})
+
+    def _start(self, request: InferenceRequest) -> None:
+        """Hands a request over to the loop; one that was put into the pools unchecked may fail."""
+        try:
+            if not request.choices:
+                _filled_in(request, self._build(None, None, copy.copy(request), add_BOS=False))
+            self.loop.add_request(request, listener=self._listen)
+        except InvalidRequestError as error:
+            if request.is_finished:  # an abort was quicker
+                return
+            for choice in request.choices or [request]:
+                choice.status, choice.finish_reason, choice.error = Status.FAILED, "error", error
 
     def _abort(self, request: InferenceRequest) -> None:
         """Stops computing a request; nothing if it has ended."""
@@ -253,9 +270,8 @@ MCoreEngine = StaticInferenceEngine
 
 
 def _filled_in(given: InferenceRequest, built: InferenceRequest) -> InferenceRequest:
-    """A caller's request with what the checked one has, and with its id: ids of others' making could clash."""
+    """A caller's request with what the checked one has."""
     for name in (
-        "request_id",
         "prompt_tokens",
         "encoder_tokens",
         "sampling_params",

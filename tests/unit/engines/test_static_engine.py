@@ -8,7 +8,13 @@ import pytest
 from fakes import VOCAB_SIZE, make_llm, make_model
 from kilotron.contexts.static_context import StaticInferenceContext
 from kilotron.engines.static_engine import MCoreEngine, StaticInferenceEngine
-from kilotron.errors import ConfigError, InvalidRequestError, PromptTooLongError, RequestNotFoundError
+from kilotron.errors import (
+    ConfigError,
+    InvalidRequestError,
+    PromptTooLongError,
+    RequestNotFoundError,
+    TokenOutOfRangeError,
+)
 from kilotron.inference_request import InferenceRequest, Status
 from kilotron.model_inference_wrappers.gpt_inference_wrapper import GPTInferenceWrapper
 from kilotron.model_inference_wrappers.inference_wrapper_config import InferenceWrapperConfig
@@ -153,6 +159,18 @@ def test_a_request_of_the_callers_own_is_filled_in() -> None:
     assert own.prompt_tokens == [256, 97]
     assert [one.generated_length for one in own.choices] == [3, 3]
     assert own.choices[0] is own
+
+
+def test_a_request_that_was_put_into_the_pools_by_itself_runs_too() -> None:
+    engine = make_engine(2)
+    params = SamplingParams(temperature=0.0, max_tokens=3)
+    ids = [engine.scheduler.add_request("a", [256, 97], sampling_params=params), engine.add_request("b")]
+    ids.append(engine.scheduler.add_request("no token", [9999], sampling_params=params))
+    ids.append(engine.add_request("a", sampling_params=params))
+    engine.run_engine()
+    done = [engine.scheduler.completed_request_pool[request_id] for request_id in ids]
+    assert done[0].generated_tokens == done[3].generated_tokens != []
+    assert (done[2].status, type(done[2].error)) == (Status.FAILED, TokenOutOfRangeError)
 
 
 def test_a_wrong_prompt_starts_nothing() -> None:
