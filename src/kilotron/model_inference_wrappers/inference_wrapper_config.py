@@ -30,8 +30,7 @@ class InferenceWrapperConfig:
     fp32_residual_connection: bool = False
     """Without effect here: each kernel backend adds residuals in its own way."""
     nccl_all_reduce_for_prefill: bool = False
-    """Without effect here, as the next one."""
-    moe_pad_experts_for_cuda_graph_inference: bool = False
+    """Without effect here: a replica runs on one device."""
 
     @classmethod
     def of(cls, value: object) -> Self | None:
