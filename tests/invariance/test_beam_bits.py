@@ -1,5 +1,7 @@
 """Beam search gives the same bits alone, in a crowd, chunked, cached, preempted and suspended; so does its company."""
 
+import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -108,3 +110,19 @@ def test_the_best_beams_log_probs_are_those_that_scoring_gives() -> None:
         assert scored.prompt_log_probs[-len(request.generated_tokens) :] == request.generated_log_probs
         assert request.beams[0].cumulative_log_prob == sum(request.generated_log_probs)
     assert EOS_ID not in request.generated_tokens[:-1]
+
+
+def test_a_beam_that_is_computed_again_beside_its_search_going_on_changes_nothing(
+    alone: list[tuple[Any, ...]],
+) -> None:
+    """Stopped when some beams had brought their candidates and others had not; all of them come in the same step."""
+    rng = random.Random(0)
+    with make_llm(enable_prefix_caching=False) as llm:
+        engine, scheduler = llm.engine, llm.engine.scheduler
+        requests = [engine.add_request(prompt, params) for prompt in PROMPTS for params in ALL_PARAMS]
+        while engine.has_unfinished_requests:
+            scheduler.limits = replace(scheduler.limits, max_tokens=rng.choice([2, 4, 6, 40]))
+            engine.step()
+            if rng.random() < 0.05:
+                scheduler.preempt_all()
+        assert [everything(request) for request in requests] == alone

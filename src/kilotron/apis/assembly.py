@@ -44,15 +44,10 @@ _log = logging.getLogger(__name__)
 
 BUNDLED_MODEL = Path(__file__).parents[1] / "assets" / "tiny"
 
-# What a generation_config.json may say about sampling, by our names.
-_SAMPLING_DEFAULTS = {
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "repetition_penalty": "repetition_penalty",
-}
-
+# What is taken of a generation_config.json: how a token is chosen, not how long a text is, nor a beam search, which
+# costs so many times as much and cannot be streamed.
+_SAMPLING_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_GREEDY_DEFAULTS = ("repetition_penalty",)
 
 # Bytes read ahead for each byte of weights.
 _MOST_READ_AHEAD = 1.5
@@ -307,14 +302,13 @@ def _eos_ids(
 
 
 def _sampling_defaults(generation_config: Mapping[str, Any]) -> SamplingParams:
-    """What the checkpoint recommends; greedy if it says so, plain sampling if it says nothing."""
-    if generation_config.get("do_sample") is False:
-        return SamplingParams(temperature=0.0)
-    values = {
-        ours: generation_config[theirs]
-        for theirs, ours in _SAMPLING_DEFAULTS.items()
-        if generation_config.get(theirs) is not None
-    }
+    """What the checkpoint recommends: greedy if it says so or would have beams, plain sampling if it says nothing."""
+    does_sample, num_beams = generation_config.get("do_sample"), generation_config.get("num_beams")
+    is_greedy = does_sample is False or (does_sample is None and isinstance(num_beams, int) and num_beams > 1)
+    names = _GREEDY_DEFAULTS if is_greedy else _SAMPLING_DEFAULTS
+    values = {name: generation_config[name] for name in names if generation_config.get(name) is not None}
+    if is_greedy:
+        values["temperature"] = 0.0
     try:
         return SamplingParams(**values)
     except SamplingParamsError as error:

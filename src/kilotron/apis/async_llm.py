@@ -11,10 +11,10 @@ from kilotron.apis.prompts import (
     chat_prompts,
     is_single_prompt,
     scoring_params,
-    with_encoder_prompt,
     with_encoder_prompts,
 )
 from kilotron.config import InferenceConfig, KVMode, ServeConfig
+from kilotron.engines.prompt_pairs import pair_prompt
 from kilotron.engines.request_intake import Prompt
 from kilotron.inference_request import InferenceRequest
 from kilotron.sampling_params import SamplingParams
@@ -82,7 +82,7 @@ class MegatronAsyncLLM(BaseLLM):
             InvalidRequestError: the prompt or its params are wrong.
             KilotronError: the request failed.
         """
-        async for item in self._mode.stream(with_encoder_prompt(prompt, encoder_prompt), sampling_params):
+        async for item in self._mode.stream(pair_prompt(prompt, encoder_prompt), sampling_params):
             yield item
 
     async def chat(

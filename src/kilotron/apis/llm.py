@@ -7,8 +7,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from kilotron.apis.base_llm import BaseLLM, Conversation, Params
-from kilotron.apis.prompts import chat_prompts, scoring_params, with_encoder_prompt, with_encoder_prompts
+from kilotron.apis.prompts import chat_prompts, scoring_params, with_encoder_prompts
 from kilotron.config import InferenceConfig, KVMode, ServeConfig
+from kilotron.engines.prompt_pairs import pair_prompt
 from kilotron.engines.request_intake import Prompt
 from kilotron.inference_request import InferenceRequest
 from kilotron.sampling_params import SamplingParams
@@ -101,7 +102,7 @@ class MegatronLLM(BaseLLM):
         Raises:
             InvalidRequestError: the prompt or its params are wrong.
         """
-        return self._mode.generate_stream(with_encoder_prompt(prompt, encoder_prompt), sampling_params)
+        return self._mode.generate_stream(pair_prompt(prompt, encoder_prompt), sampling_params)
 
     def chat(
         self, messages: Conversation | Sequence[Conversation], sampling_params: Params = None, **variables: object

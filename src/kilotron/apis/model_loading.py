@@ -6,8 +6,6 @@ from typing import Any, NamedTuple
 
 from kilotron.apis.assembly import assemble
 from kilotron.config import InferenceConfig
-from kilotron.errors import ConfigError
-from kilotron.model_inference_wrappers.gpt_inference_wrapper import GPTInferenceWrapper
 from kilotron.models.gpt_model import GPTModel
 from kilotron.tokenization import Tokenizer
 
@@ -16,6 +14,7 @@ class LoadedModel(NamedTuple):
     """What was loaded."""
 
     model: GPTModel
+    """For a `GPTInferenceWrapper`; an `EncoderDecoderModel` is for a `T5InferenceWrapper`."""
     tokenizer: Tokenizer | None
     """None when the checkpoint has none."""
 
@@ -32,14 +31,12 @@ def load_model(
 
     Raises:
         CheckpointError: the checkpoint is missing, broken or of an unknown architecture.
-        ConfigError: an option is unknown or impossible here, or the model is no decoder-only one.
+        ConfigError: an option is unknown or impossible here.
     """
     engine = assemble(model, tokenizer, InferenceConfig.from_dict(options)).engine
     wrapper, held = engine.controller.inference_wrapped_model, engine.controller.tokenizer
     engine.close()  # which gives its cache back; the model stays
-    if not isinstance(wrapper, GPTInferenceWrapper):
-        raise ConfigError(f"load_model knows decoder-only models, and this one runs in a {type(wrapper).__name__}")
-    loaded = wrapper.model
+    loaded: GPTModel = wrapper.model
     # The checkpoint may name ids that end a text outside of the model's own config.
     loaded.config = replace(loaded.config, eos_token_ids=tuple(sorted(engine.intake.limits.eos_ids)))
     return LoadedModel(loaded, held)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kilotron.engines.encoder_intake import EncoderDecoderPrompt
+from kilotron.engines.prompt_pairs import pair_prompts
 from kilotron.engines.request_intake import Prompt
 from kilotron.errors import ChatTemplateError, InvalidRequestError
 from kilotron.sampling_params import SamplingParams
@@ -46,28 +47,7 @@ def with_encoder_prompts(prompts: Any, encoder_prompts: Any) -> list[Prompt]:
     """
     if encoder_prompts is None:
         return as_prompts(prompts)
-    encoder_inputs = as_prompts(encoder_prompts)
-    beginnings: Sequence[Prompt | None] = [None] * len(encoder_inputs) if prompts is None else as_prompts(prompts)
-    if len(beginnings) != len(encoder_inputs):
-        raise InvalidRequestError(
-            f"{len(encoder_inputs)} encoder_prompts for {len(beginnings)} prompts; give one for each, or no prompts"
-        )
-    return [with_encoder_prompt(*pair) for pair in zip(beginnings, encoder_inputs, strict=True)]
-
-
-def with_encoder_prompt(prompt: Prompt | None, encoder_prompt: Prompt | None) -> Prompt:
-    """One prompt for an encoder-decoder model, if there is an encoder's; else what is given.
-
-    Raises:
-        InvalidRequestError: there is nothing, or one of the two is a pair already.
-    """
-    if encoder_prompt is None:
-        if prompt is None:
-            raise InvalidRequestError("there is no prompt; give a text or token ids")
-        return prompt
-    if isinstance(prompt, EncoderDecoderPrompt) or isinstance(encoder_prompt, EncoderDecoderPrompt):
-        raise InvalidRequestError("an EncoderDecoderPrompt has its encoder_prompt already; give it as the prompt alone")
-    return EncoderDecoderPrompt(encoder_prompt, prompt)
+    return pair_prompts([] if prompts is None else as_prompts(prompts), as_prompts(encoder_prompts))
 
 
 def chat_prompts(tokenizer: Tokenizer | None, messages: Any, variables: Mapping[str, object]) -> list[Prompt]:

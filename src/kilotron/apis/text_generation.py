@@ -17,12 +17,12 @@ from kilotron.errors import ConfigError, InvalidRequestError
 from kilotron.inference_request import InferenceRequest
 from kilotron.models.gpt_model import GPTModel
 from kilotron.sampling.random_uniform import derive_seed
-from kilotron.sampling_params import SamplingParams
+from kilotron.sampling_params import MAX_BEAM_WIDTH, SamplingParams
 from kilotron.tokenization import Tokenizer
 from kilotron.tokenization.prompt_text import tokenize_prompt
 
-# Of the static engine that is made for a bare model.
-_MOST_ROWS = 32
+# Of the static engine that is made for a bare model: the widest beam search has a row for each beam.
+_MOST_ROWS = MAX_BEAM_WIDTH
 _STOPS = {"stop_on_double_eol": "\n\n", "stop_on_eol": "\n"}
 
 

@@ -4,6 +4,8 @@ Row (slot) s has the blocks from `1 + s * blocks_per_row` on. It is the paged ca
 that works on block tables works here, sharing between the beams of a search included.
 """
 
+from typing import Any, Self
+
 from kilotron.contexts.dynamic_context import DynamicInferenceContext
 from kilotron.errors import ConfigError
 from kilotron.kernels.interface import KernelBackend, KVShape
@@ -39,6 +41,15 @@ class StaticInferenceContext(DynamicInferenceContext):
         self.batch_size_offset = 0
         """Where the batch at hand begins among the rows: always 0, since a batch is never split."""
         self._is_attached = False
+
+    @classmethod
+    def from_config(cls, config: Any) -> Self:
+        """With the sizes that an `InferenceWrapperConfig` names.
+
+        Raises:
+            ConfigError: it does not name them.
+        """
+        return cls(config.inference_max_requests, config.inference_max_seq_length)
 
     @property
     def blocks_per_row(self) -> int:

@@ -78,7 +78,10 @@ def make_encoder_limits(
 
 
 def attached_context(
-    model: AbstractModelInferenceWrapper, max_batch_size: int | None, max_sequence_length: int | None
+    model: AbstractModelInferenceWrapper,
+    max_batch_size: int | None,
+    max_sequence_length: int | None,
+    buffer_size_gb: float | None,
 ) -> StaticInferenceContext:
     """The static context that the wrapper brought, or one made by what the engine, or else the wrapper's config, says.
 
@@ -91,7 +94,9 @@ def attached_context(
         size = _first(max_batch_size, config.inference_max_requests, _DEFAULT_BATCH_SIZE)
         check_size("max_batch_size", size)
         length = _first(max_sequence_length, config.inference_max_seq_length)
-        context = StaticInferenceContext(size, _affordable_length(model, size) if length is None else length)
+        if length is None:
+            length = _affordable_length(model, size, buffer_size_gb)
+        context = StaticInferenceContext(size, length)
     asked = (_first(max_batch_size, context.max_batch_size), _first(max_sequence_length, context.max_sequence_length))
     if asked != (context.max_batch_size, context.max_sequence_length):
         raise ConfigError(
@@ -111,13 +116,17 @@ def attached_context(
     return context
 
 
-def _affordable_length(model: AbstractModelInferenceWrapper, max_batch_size: int) -> int:
+def _affordable_length(model: AbstractModelInferenceWrapper, max_batch_size: int, buffer_size_gb: float | None) -> int:
     """The model's own length, or as much of it as every row of a batch can have."""
     longest = model.max_sequence_length or _UNLIMITED_LENGTH
-    per_token = model.cache_shape(1, 1).block_bytes
-    affordable = int(model.kernels.free_memory_bytes() * _FREE_MEMORY_SHARE) // (per_token * max_batch_size)
+    # An encoder's input may be as long as a row.
+    per_token = model.cache_shape(1, 1).block_bytes * (1 if model.encoder_decoder is None else 2)
+    num_bytes = int(model.kernels.free_memory_bytes() * _FREE_MEMORY_SHARE)
+    if buffer_size_gb is not None:
+        num_bytes = min(num_bytes, int(buffer_size_gb * 2**30))
+    affordable = num_bytes // (per_token * max_batch_size)
     if affordable < 1:
-        raise ConfigError(f"the free memory holds no batch of {max_batch_size} rows; ask for a smaller max_batch_size")
+        raise ConfigError(f"{num_bytes} bytes hold no batch of {max_batch_size} rows; ask for a smaller max_batch_size")
     return min(longest, affordable)
 
 

@@ -236,7 +236,7 @@ class DynamicInferenceEngine(AbstractEngine):
             SuspendFailedError: there is no room on the host; the engine goes on unchanged.
         """
         self._check_open()
-        stopped = [item.request for item in self.scheduler.running]
+        stopped = [item.request for item in self.scheduler.running if item is item.family[0]]
         num_bytes = self._suspension.suspend(kv_mode)
         if self.timeline is not None and stopped and not self.scheduler.running:
             self.timeline.preempt(stopped, "suspended", time.monotonic())

@@ -97,7 +97,7 @@ class RequestIntake:
         self._check_ids(params)
         now = time.monotonic()
         first = InferenceRequest(
-            request_id=next(self._ids),
+            request_id=self.get_new_request_id(),
             prompt_tokens=tokens,
             sampling_params=params,
             timings=RequestTimings(now),
@@ -115,9 +115,13 @@ class RequestIntake:
         first.choices += [self._sibling(first, index) for index in range(1, params.n)]
         return first
 
+    def get_new_request_id(self) -> int:
+        """An id that no request of this intake has."""
+        return next(self._ids)
+
     def _sibling(self, first: InferenceRequest, index: int) -> InferenceRequest:
         return InferenceRequest(
-            request_id=next(self._ids),
+            request_id=self.get_new_request_id(),
             prompt_tokens=first.prompt_tokens,
             sampling_params=first.sampling_params,
             timings=RequestTimings(first.timings.arrival),

@@ -14,12 +14,12 @@ from dataclasses import replace
 from kilotron.engines.abstract_engine import AbstractEngine
 from kilotron.engines.default_parts import attached_context, default_limits, make_intake
 from kilotron.engines.dynamic_engine import DynamicInferenceEngine
-from kilotron.engines.encoder_intake import EncoderDecoderPrompt
 from kilotron.engines.interruption import run_uninterrupted
+from kilotron.engines.prompt_pairs import pair_prompt, pair_prompts
 from kilotron.engines.request_intake import Prompt, spread_params
 from kilotron.engines.request_stream import RequestStream
 from kilotron.errors import InvalidRequestError, RequestNotFoundError
-from kilotron.inference_request import InferenceRequest
+from kilotron.inference_request import InferenceRequest, Status
 from kilotron.sampling_params import SamplingParams
 from kilotron.scheduling.request_pools import RequestPools
 from kilotron.scheduling.static_scheduler import StaticScheduler
@@ -37,7 +37,9 @@ class StaticInferenceEngine(AbstractEngine):
         max_batch_size: most requests in a batch; None takes what the wrapper's context or config says, or 8.
         random_seed: seeds the draw of seeds for requests that bring none; None takes the system's randomness.
         max_sequence_length: most tokens of prompt and output; None takes what the wrapper's context or config says,
-            or else the model's, as far as half of the free memory allows.
+            or else the model's, as far as `buffer_size_gb` allows.
+        buffer_size_gb: most memory of the KV cache when nobody says a length; half of the free memory if that is less.
+        legacy: Megatron's choice between two loops; without effect here, where there is one.
 
     Raises:
         ConfigError: the sizes contradict the model, the wrapper's context or the memory.
@@ -50,10 +52,12 @@ class StaticInferenceEngine(AbstractEngine):
         random_seed: int | None = None,
         *,
         max_sequence_length: int | None = None,
+        buffer_size_gb: float | None = None,
+        legacy: bool = False,
     ) -> None:
         self.controller = text_generation_controller
         model = text_generation_controller.inference_wrapped_model
-        self.context = attached_context(model, max_batch_size, max_sequence_length)
+        self.context = attached_context(model, max_batch_size, max_sequence_length, buffer_size_gb)
         limits = replace(default_limits(self.context), enable_prefix_caching=False)
         self.loop = DynamicInferenceEngine(
             text_generation_controller,
@@ -62,7 +66,9 @@ class StaticInferenceEngine(AbstractEngine):
             intake=make_intake(text_generation_controller, self.context, random_seed),
         )
         """The engine that runs the steps."""
-        self.scheduler = RequestPools(self.context.max_batch_size, on_abort=self._abort)
+        self.scheduler = RequestPools(
+            self.context.max_batch_size, on_abort=self._abort, new_id=self.loop.intake.get_new_request_id
+        )
         self._streams: dict[int, RequestStream] = {}
         self._running = threading.RLock()
 
@@ -94,7 +100,8 @@ class StaticInferenceEngine(AbstractEngine):
         Raises:
             InvalidRequestError: the request is wrong or can never run.
         """
-        prompt = _with_encoder_prompt(prompt, encoder_prompt)
+        if encoder_prompt is not None:
+            prompt = pair_prompt(prompt, encoder_prompt)
         request = self._build(prompt, sampling_params, inference_request, add_BOS=add_BOS, streaming=streaming)
         if streaming:
             self._streams[request.request_id] = RequestStream(request.request_id, self._leave_stream)
@@ -153,7 +160,8 @@ class StaticInferenceEngine(AbstractEngine):
         Raises:
             InvalidRequestError: a prompt is wrong; nothing was started.
         """
-        prompts = _with_encoder_prompts(prompts, encoder_prompts)
+        if encoder_prompts is not None:
+            prompts = pair_prompts(prompts, encoder_prompts)
         if inference_requests is not None:
             requests = [self._build(None, None, request, add_BOS=add_BOS) for request in inference_requests]
         else:
@@ -201,7 +209,7 @@ class StaticInferenceEngine(AbstractEngine):
         """A request that is checked and numbered."""
         if given is not None:
             encoder_prompt = given.encoder_tokens or given.encoder_prompt
-            prompt = _with_encoder_prompt(given.prompt_tokens or given.prompt, encoder_prompt)
+            prompt = pair_prompt(given.prompt_tokens or given.prompt, encoder_prompt)
             sampling_params = given.sampling_params
         if prompt is None:
             raise InvalidRequestError("give a prompt or an inference_request")
@@ -209,15 +217,18 @@ class StaticInferenceEngine(AbstractEngine):
         if isinstance(params, SamplingParams):
             params.add_attributes({"add_BOS": add_BOS or params.add_BOS, "streaming": streaming or params.streaming})
         request = self.loop.build_all([prompt], params)[0]
-        return request if given is None else _filled_in(given, request)
+        if given is None:
+            return request
+        # Ids of others' making could clash.
+        given.request_id = request.request_id
+        return _filled_in(given, request)
 
     def _run_batch(self, batch: list[InferenceRequest]) -> None:
         started: list[InferenceRequest] = []
         try:
             for request in batch:
-                if not request.is_finished:  # an abort may be quicker
-                    self.loop.add_request(request, listener=self._listen)
-                    started += request.choices
+                self._start(request)
+                started += request.choices
             while any(not choice.is_finished for choice in started):
                 run_uninterrupted(self.loop.step)
         finally:
@@ -225,6 +236,18 @@ class StaticInferenceEngine(AbstractEngine):
                 self._abort(request)
                 self._end_stream(request)
             self.scheduler.update_requests_pools({request.request_id: request for request in batch})
+
+    def _start(self, request: InferenceRequest) -> None:
+        """Hands a request over to the loop; one that was put into the pools unchecked may fail."""
+        try:
+            if not request.choices:
+                _filled_in(request, self._build(None, None, copy.copy(request), add_BOS=False))
+            self.loop.add_request(request, listener=self._listen)
+        except InvalidRequestError as error:
+            if request.is_finished:  # an abort was quicker
+                return
+            for choice in request.choices or [request]:
+                choice.status, choice.finish_reason, choice.error = Status.FAILED, "error", error
 
     def _abort(self, request: InferenceRequest) -> None:
         """Stops computing a request; nothing if it has ended."""
@@ -253,9 +276,8 @@ MCoreEngine = StaticInferenceEngine
 
 
 def _filled_in(given: InferenceRequest, built: InferenceRequest) -> InferenceRequest:
-    """A caller's request with what the checked one has, and with its id: ids of others' making could clash."""
+    """A caller's request with what the checked one has."""
     for name in (
-        "request_id",
         "prompt_tokens",
         "encoder_tokens",
         "sampling_params",
@@ -268,26 +290,3 @@ def _filled_in(given: InferenceRequest, built: InferenceRequest) -> InferenceReq
     given.choices = built.choices
     given.choices[0] = given
     return given
-
-
-def _with_encoder_prompt(prompt: Prompt | None, encoder_prompt: str | Sequence[int] | None) -> Prompt | None:
-    if encoder_prompt is None:
-        return prompt
-    if isinstance(prompt, EncoderDecoderPrompt):
-        raise InvalidRequestError("an EncoderDecoderPrompt has its encoder_prompt already; give it as the prompt alone")
-    return EncoderDecoderPrompt(encoder_prompt, prompt)
-
-
-def _with_encoder_prompts(
-    prompts: Sequence[Prompt], encoder_prompts: Sequence[str | Sequence[int]] | None
-) -> Sequence[Prompt]:
-    if encoder_prompts is None:
-        return prompts
-    beginnings: Sequence[Prompt | None] = prompts or [None] * len(encoder_prompts)
-    if len(beginnings) != len(encoder_prompts):
-        raise InvalidRequestError(
-            f"{len(encoder_prompts)} encoder_prompts for {len(beginnings)} prompts; give one for each, or no prompts"
-        )
-    pairs = zip(beginnings, encoder_prompts, strict=True)
-    both = (_with_encoder_prompt(*pair) for pair in pairs)
-    return [prompt for prompt in both if prompt is not None]

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from kilotron.contexts.dynamic_context import DynamicInferenceContext
+from kilotron.errors import ConfigError
 from kilotron.kernels.interface import KernelBackend, KVShape
 from kilotron.model_inference_wrappers.abstract_model_inference_wrapper import AbstractModelInferenceWrapper
 from kilotron.models.gpt_model import GPTModel
@@ -19,7 +20,7 @@ class GPTInferenceWrapper(AbstractModelInferenceWrapper):
         inference_context: the context of an engine that is to be built around this wrapper.
 
     Raises:
-        ConfigError: the config speaks of another model.
+        ConfigError: the config speaks of another model, or the model has an encoder.
     """
 
     def __init__(
@@ -33,6 +34,8 @@ class GPTInferenceWrapper(AbstractModelInferenceWrapper):
         super().__init__(model, inference_wrapper_config)
         self.model: GPTModel = model
         self.inference_context = inference_context
+        if model.config.encoder_decoder is not None and self.encoder_decoder is None:
+            raise ConfigError("the model has an encoder; put it into a T5InferenceWrapper")
         if self.inference_wrapper_config is not None:
             self.inference_wrapper_config.check(model.config, next(model.parameters()).dtype)
 

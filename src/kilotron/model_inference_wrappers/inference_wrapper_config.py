@@ -29,6 +29,8 @@ class InferenceWrapperConfig:
     """Most tokens of prompt and output in a static engine, unless the engine is told."""
     fp32_residual_connection: bool = False
     """Without effect here: each kernel backend adds residuals in its own way."""
+    nccl_all_reduce_for_prefill: bool = False
+    """Without effect here: a replica runs on one device."""
 
     @classmethod
     def of(cls, value: object) -> Self | None:

@@ -53,8 +53,9 @@ def list_candidates(
     size = max(1, _CHUNK_ELEMENTS // logits.shape[1])
     for first in range(0, len(slots), size):
         some = slice(first, first + size)
-        log_probs = _log_probs(table, kernels, logits[some], slots[some], positions[some])
+        log_probs = _log_probs(table, kernels, logits[some])
         is_sound = ~torch.isnan(log_probs[:, 0])
+        _apply_edits(table, log_probs, slots[some], positions[some])
         rows = torch.arange(len(log_probs), device=log_probs.device)
         log_probs[~is_sound] = -torch.inf
         ids, values = list_top(kernels, log_probs, rows, max(counts[some]))
@@ -67,14 +68,15 @@ def list_candidates(
     return found
 
 
-def _log_probs(
-    table: SamplingTable, kernels: KernelBackend, logits: Tensor, slots: Sequence[int], positions: Sequence[int]
-) -> Tensor:
-    """[R, V] -> [R, real tokens] float32 log-probs after the rows' edits; NaN for rows that are not finite."""
+def _log_probs(table: SamplingTable, kernels: KernelBackend, logits: Tensor) -> Tensor:
+    """[R, V] -> [R, real tokens] float32 log-probs; NaN for rows that are not finite."""
     logits = logits[:, : table.vocab_size].detach().float().contiguous()
-    log_probs = to_log_probs(logits, *sum_of_rows(kernels, logits))
+    return to_log_probs(logits, *sum_of_rows(kernels, logits))
+
+
+def _apply_edits(table: SamplingTable, log_probs: Tensor, slots: Sequence[int], positions: Sequence[int]) -> None:
+    """Changes log-probs as the rows' parameters say."""
     edited = [row for row, flags in enumerate(table.read(slots)["flags"].tolist()) if flags & RowFlags.EDITED]
     if edited:
         edits = [table.edits_of(slots[row]) for row in edited]
         apply_edits(log_probs, edited, edits, [positions[row] for row in edited])
-    return log_probs

@@ -18,15 +18,23 @@ class RequestPools:
     Args:
         max_batch_size: most requests in the active pool.
         on_abort: called with an active request that was aborted, so that whoever computes it stops.
+        new_id: gives ids, where others number requests too; None counts from 0.
     """
 
-    def __init__(self, max_batch_size: int, *, on_abort: Callable[[InferenceRequest], None] | None = None) -> None:
+    def __init__(
+        self,
+        max_batch_size: int,
+        *,
+        on_abort: Callable[[InferenceRequest], None] | None = None,
+        new_id: Callable[[], int] | None = None,
+    ) -> None:
         self.max_batch_size = max_batch_size
         self.waiting_request_pool: OrderedDict[int, InferenceRequest] = OrderedDict()
         self.active_request_pool: OrderedDict[int, InferenceRequest] = OrderedDict()
         self.completed_request_pool: OrderedDict[int, InferenceRequest] = OrderedDict()
         """Ended in whatever way. Kept until somebody takes them out."""
         self._on_abort = on_abort
+        self._new_id = new_id
         self._lock = threading.RLock()
         self._next_id = 0
 
@@ -41,6 +49,8 @@ class RequestPools:
 
     def get_new_request_id(self) -> int:
         """An id that no request in the pools has had."""
+        if self._new_id is not None:
+            return self._new_id()
         with self._lock:
             self._next_id += 1
             return self._next_id - 1

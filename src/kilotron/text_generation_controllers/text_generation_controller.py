@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kilotron.errors import InvalidRequestError, KilotronError, NumericalError, SamplingParamsError
+from kilotron.errors import ConfigError, InvalidRequestError, KilotronError, NumericalError, SamplingParamsError
 from kilotron.inference_request import InferenceRequest
 from kilotron.model_inference_wrappers.context_window_wrapper import as_batch_wrapper
 from kilotron.models.inference_batch import InferenceBatch
@@ -40,7 +40,7 @@ class TextGenerationController:
         sampler: draws from the logits, and scores prompts; None makes one for the table.
 
     Raises:
-        ConfigError: the model is no wrapper.
+        ConfigError: the model is no wrapper, or the tokenizer none of kilotron's.
     """
 
     def __init__(
@@ -52,6 +52,11 @@ class TextGenerationController:
         sampler: Sampler | None = None,
     ) -> None:
         self.inference_wrapped_model = as_batch_wrapper(inference_wrapped_model)
+        if tokenizer is not None and not hasattr(tokenizer, "create_detokenizer"):
+            raise ConfigError(
+                f"tokenizer must be a kilotron Tokenizer, not {type(tokenizer).__name__}; load_tokenizer of "
+                "kilotron.tokenization makes one of a tokenizer's files"
+            )
         self.tokenizer = tokenizer
         vocab_size, kernels = self.inference_wrapped_model.vocab_size, self.inference_wrapped_model.kernels
         self._table = table or SamplingTable(max_requests=1, vocab_size=vocab_size, device=kernels.device)
@@ -179,6 +184,9 @@ class TextGenerationController:
 
     def _advance_beams(self, progress: BeamProgress, row: RowPlan, result: StepResult) -> InferenceRequest | None:
         request = progress.request
+        if row.start + len(row.token_ids) != request.prompt_length + request.generated_length:
+            # Computed again after a preemption: its candidates had come before, and the search has gone on by now.
+            return None
         moves = progress.put_candidates(row.beam, result.candidates[request.request_id, row.beam])
         if moves is None:
             return None

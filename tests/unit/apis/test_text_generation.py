@@ -163,6 +163,13 @@ def test_beam_search_gives_texts_segments_and_scores_best_first() -> None:
     assert tensors.scores.tolist() == pytest.approx(scores)
 
 
+def test_a_bare_model_gets_as_many_rows_as_there_are_beams() -> None:
+    found = beam_search(
+        MODEL, prompts=["a"], tokenizer=ByteTokenizer(), tokens_to_generate=2, beam_size=40, num_return_gen=40
+    )
+    assert found.tokens.shape == (40, 4)
+
+
 def test_a_stop_token_ends_beams() -> None:
     token = generate(make_llm(MODEL), prompts=["a"], tokens_to_generate=4, top_k_sampling=1).tokens[0, 4].item()
     found = beam_search(

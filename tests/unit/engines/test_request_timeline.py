@@ -95,6 +95,19 @@ def test_suspension_is_told_as_the_reason() -> None:
     ]  # fmt: skip
 
 
+def test_a_beam_search_is_suspended_once_not_once_per_beam() -> None:
+    engine = make_engine()
+    request = engine.add_request("abc", SamplingParams(beam_width=3, max_tokens=3))
+    engine.step()
+    engine.suspend("recompute")
+    engine.resume()
+    run_out(engine)
+    assert [name for name in names(read(engine, request)) if name in ("preempted", "resumed")] == [
+        "preempted",
+        "resumed",
+    ]
+
+
 def test_a_request_that_ends_early_has_an_end() -> None:
     engine = make_engine()
     aborted, unneeded = engine.add_request("a", greedy(9)), engine.add_request("a", greedy(0))

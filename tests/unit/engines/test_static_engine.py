@@ -5,10 +5,16 @@ from typing import Any
 
 import pytest
 
-from fakes import VOCAB_SIZE, make_llm, make_model
+from fakes import VOCAB_SIZE, make_encoder_decoder, make_llm, make_model
 from kilotron.contexts.static_context import StaticInferenceContext
 from kilotron.engines.static_engine import MCoreEngine, StaticInferenceEngine
-from kilotron.errors import ConfigError, InvalidRequestError, PromptTooLongError, RequestNotFoundError
+from kilotron.errors import (
+    ConfigError,
+    InvalidRequestError,
+    PromptTooLongError,
+    RequestNotFoundError,
+    TokenOutOfRangeError,
+)
 from kilotron.inference_request import InferenceRequest, Status
 from kilotron.model_inference_wrappers.gpt_inference_wrapper import GPTInferenceWrapper
 from kilotron.model_inference_wrappers.inference_wrapper_config import InferenceWrapperConfig
@@ -17,6 +23,7 @@ from kilotron.text_generation_controllers.text_generation_controller import Simp
 from kilotron.tokenization import ByteTokenizer
 
 MODEL = make_model()
+MODEL_BYTES_PER_TOKEN = GPTInferenceWrapper(MODEL).cache_shape(1, 1).block_bytes
 PROMPTS: list[Any] = ["a", "Once upon a time there was a fox", "hello", [1, 2, 3], "x" * 100, "the end", "a"]
 
 
@@ -155,6 +162,18 @@ def test_a_request_of_the_callers_own_is_filled_in() -> None:
     assert own.choices[0] is own
 
 
+def test_a_request_that_was_put_into_the_pools_by_itself_runs_too() -> None:
+    engine = make_engine(2)
+    params = SamplingParams(temperature=0.0, max_tokens=3)
+    ids = [engine.scheduler.add_request("a", [256, 97], sampling_params=params), engine.add_request("b")]
+    ids.append(engine.scheduler.add_request("no token", [9999], sampling_params=params))
+    ids.append(engine.add_request("a", sampling_params=params))
+    engine.run_engine()
+    done = [engine.scheduler.completed_request_pool[request_id] for request_id in ids]
+    assert done[0].generated_tokens == done[3].generated_tokens != []
+    assert (done[2].status, type(done[2].error)) == (Status.FAILED, TokenOutOfRangeError)
+
+
 def test_a_wrong_prompt_starts_nothing() -> None:
     engine = make_engine()
     with pytest.raises(PromptTooLongError):
@@ -237,6 +256,18 @@ def test_sizes_come_from_the_engine_the_context_or_the_config() -> None:
     sized = make_engine(2, config).context
     assert (sized.max_batch_size, sized.max_sequence_length) == (2, 48)
     assert make_engine(None).context.max_sequence_length == 256
+    small = make_engine(2, buffer_size_gb=2 * 24 * MODEL_BYTES_PER_TOKEN / 2**30, legacy=False).context
+    assert (small.max_batch_size, small.max_sequence_length) == (2, 24)
+    config = InferenceWrapperConfig(inference_max_requests=3, inference_max_seq_length=40)
+    wrapper = GPTInferenceWrapper(MODEL, config, StaticInferenceContext.from_config(config))
+    assert MCoreEngine(SimpleTextGenerationController(wrapper, None)).context is wrapper.inference_context
+
+
+def test_a_part_of_another_kind_is_refused_with_the_right_one() -> None:
+    with pytest.raises(ConfigError, match="T5InferenceWrapper"):
+        GPTInferenceWrapper(make_encoder_decoder())
+    with pytest.raises(ConfigError, match="load_tokenizer"):
+        SimpleTextGenerationController(GPTInferenceWrapper(MODEL), object())  # type: ignore[arg-type]
 
 
 def test_sizes_that_contradict_are_refused() -> None:

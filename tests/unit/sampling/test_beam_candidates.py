@@ -84,3 +84,10 @@ def test_impossible_tokens_are_left_out(kernels: KernelBackend) -> None:
     params = SamplingParams(beam_width=2, allowed_token_ids=[3, 4])
     candidates = list_of(kernels, random_logits(1, 40), [Request(params)], [8]).rows[0]
     assert sorted(token for token, _ in candidates) == [3, 4]
+
+
+def test_a_row_that_is_not_finite_is_a_fault_whatever_its_edits_are(kernels: KernelBackend) -> None:
+    logits = torch.full((1, 50), math.nan)
+    request = Request(SamplingParams(beam_width=2, allowed_token_ids=[7, 8]))
+    found = list_of(kernels, logits, [request], [4])
+    assert (found.rows, type(found.faults[0])) == ([[]], NumericalError)
