@@ -70,15 +70,12 @@ class CompletionRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True
     def check_together(self) -> None:
         """See `SamplingFields`."""
         super().check_together()
-        num_prompts, num_sequences = len(self.prompts), max(self.num_choices, self.beam_width)
         _ = self.encoder_prompts
+        num_prompts, num_sequences = len(self.prompts), max(self.num_choices, self.beam_width)
         if num_prompts * num_sequences > MAX_CHOICES_OF_CALL:
-            raise HttpError(
-                400,
-                f"{num_prompts} prompts with n={num_sequences} are more than {MAX_CHOICES_OF_CALL} choices",
-                param="n",
-                code="invalid_value",
-            )
+            name, things = ("best_of", "beams") if num_sequences > self.num_choices else ("n", "choices")
+            message = f"{num_prompts} prompts with {name}={num_sequences} are more than {MAX_CHOICES_OF_CALL} {things}"
+            raise HttpError(400, message, param=name, code="invalid_value")
         if self.max_tokens == 0 and not (self.echo or self.prompt_logprobs is not None):
             raise HttpError(
                 400, "max_tokens: must be at least 1 unless echo is true", param="max_tokens", code="invalid_value"

@@ -16,7 +16,7 @@ from kilotron.text_generation_server.encoder_prompts import begin_decoder, read_
 from kilotron.text_generation_server.http_errors import HttpError
 from kilotron.text_generation_server.sampling_fields import SamplingFields
 from kilotron.text_generation_server.server_state import ServerState, new_request_id, owner_of
-from kilotron.text_generation_server.text_encoding import encode_text
+from kilotron.text_generation_server.text_encoding import check_ids, read_ids
 
 _MAX_IDEMPOTENCY_KEY_CHARS = 256
 
@@ -105,7 +105,8 @@ async def admit(
             encoder_prompt = None if encoder_prompts is None else encoder_prompts[index]
             admitted.append(await _admit_pair(state, encoder_prompt, prompt, options, caller, index, place))
         else:
-            ids = await _tokenize(state, prompt, options, place) if isinstance(prompt, str) else prompt
+            is_cut, special = options.truncate_to is not None, options.add_special_tokens
+            ids = await read_ids(state, prompt, place, add_special_tokens=special, is_cut=is_cut)
             admitted.append(
                 AdmittedPrompt(
                     text=prompt if isinstance(prompt, str) else None,
@@ -159,7 +160,7 @@ def _submission(
     if options.truncate_to is not None:
         ids = _truncate(ids, options.truncate_to, facts, params)
     if encoder_ids is None:
-        _check_prompt_ids(ids, facts, place)
+        check_ids(state, ids, place)
     prompt: Prompt = ids if encoder_ids is None else EncoderDecoderPrompt(encoder_ids, ids)
     room = facts.max_sequence_length - max(len(ids), 1)
     if room < (1 if params.num_tokens_to_generate is None else params.num_tokens_to_generate):
@@ -183,31 +184,10 @@ def _submission(
     )
 
 
-async def _tokenize(state: ServerState, text: str, options: PromptOptions, place: str) -> list[int]:
-    tokenizer = state.tokenizer
-    if tokenizer is None:
-        raise HttpError(400, "this model has no tokenizer; send token ids", param=place, code="invalid_type")
-    encode = partial(tokenizer.tokenize, add_special_tokens=options.add_special_tokens)
-    return await encode_text(state, text, encode, place=place, is_cut=options.truncate_to is not None)
-
-
 def _truncate(ids: list[int], wanted: int, facts: EngineFacts, params: SamplingParams) -> list[int]:
     if wanted == -1:
         wanted = max(facts.max_sequence_length - (params.num_tokens_to_generate or 1), 1)
     return ids[-wanted:] if wanted else []
-
-
-def _check_prompt_ids(ids: list[int], facts: EngineFacts, place: str) -> None:
-    if not ids:
-        raise HttpError(400, f"{place} is empty; give at least one token", param=place, code="invalid_value")
-    for token_id in (min(ids), max(ids)):
-        if not 0 <= token_id < facts.vocab_size:
-            raise HttpError(
-                400,
-                f"{place}: token id {token_id} is outside the vocabulary (0 to {facts.vocab_size - 1})",
-                param=place,
-                code="invalid_value",
-            )
 
 
 def _context_error(facts: EngineFacts, num_prompt: int, num_wanted: int | None, place: str) -> HttpError:
