@@ -13,6 +13,7 @@ from kilotron.text_generation_server.response_types import ChatChoice, Completio
 MAX_CHOICES = 128
 
 _NEVER = "never"
+_LENGTH_PENALTY = "A beam's score is its log-probability over its length to this power."
 # What beam search cannot do, and why. Flags of log-probabilities may be set, numbers of likely tokens may not.
 _NOT_WITH_BEAMS = {
     "stream": "cannot stream: which beam is best is known only at the end",
@@ -27,10 +28,16 @@ class BeamFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """With `use_beam_search`, `best_of` beams (else `n`) search together, and the best `n` are the choices."""
 
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
-    best_of: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
-    use_beam_search: bool | None = None
-    length_penalty: Annotated[float, Meta(ge=-10, le=10)] | None = None
-    early_stopping: bool | Annotated[str, Meta(extra_json_schema={"enum": [_NEVER]})] | None = None
+    best_of: Annotated[int, Meta(ge=1, le=MAX_CHOICES, description="With beam search its beams, else n.")] | None = None
+    use_beam_search: Annotated[bool, Meta(description="best_of beams, else n; the best n are the choices.")] | None = (
+        None
+    )
+    length_penalty: Annotated[float, Meta(ge=-10, le=10, description=_LENGTH_PENALTY)] | None = None
+    early_stopping: (
+        Annotated[bool, Meta(description="End the search as soon as there are enough finished beams.")]
+        | Annotated[str, Meta(extra_json_schema={"enum": [_NEVER]}, description="Only when none can become better.")]
+        | None
+    ) = None
 
     @property
     def num_choices(self) -> int:

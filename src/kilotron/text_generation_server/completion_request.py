@@ -15,6 +15,12 @@ _TEXT = {"type": "string", "minLength": 1}
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 # At the members of the union, since msgspec's own "anyOf" would replace one beside it.
 _Text = Annotated[str, Meta(extra_json_schema={"minLength": 1})]
+_EncoderText = Annotated[
+    _Text,
+    Meta(
+        description="What an encoder reads, in the forms of prompt and one for each; decoders then begin with prompt."
+    ),
+]
 _Prompts = Annotated[
     list[Any],
     Meta(
@@ -34,7 +40,7 @@ class CompletionRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True
     """OpenAI's fields and vLLM's; docs/http-api.md has them all."""
 
     prompt: _Text | _Prompts
-    encoder_prompt: _Text | _Prompts | None = None
+    encoder_prompt: _EncoderText | _Prompts | None = None
     echo: bool | None = None
     logprobs: NumLogprobs | None = None
 

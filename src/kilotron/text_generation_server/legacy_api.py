@@ -49,11 +49,13 @@ class LegacyRequest(msgspec.Struct, kw_only=True):
     stop_on_double_eol: bool = False
     stop_on_eol: bool = False
     prevent_newline_after_colon: bool = False
-    beam_width: Annotated[int, Meta(ge=2, le=MAX_BEAM_WIDTH)] | UnsetType = UNSET
-    """For one prompt; all beams are returned."""
+    beam_width: (
+        Annotated[int, Meta(ge=2, le=MAX_BEAM_WIDTH, description="For one prompt; all beams are returned.")] | UnsetType
+    ) = UNSET
     length_penalty: Annotated[float, Meta(ge=-_MAX_LENGTH_PENALTY, le=_MAX_LENGTH_PENALTY)] = 1.0
-    stop_token: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
-    """Ends beams instead of the model's own end of text."""
+    stop_token: (
+        Annotated[int, Meta(ge=0, description="Ends beams instead of the model's own end of text.")] | UnsetType
+    ) = UNSET
 
 
 class LegacyResponse(msgspec.Struct):
