@@ -10,6 +10,7 @@ from kilotron.coordinator.submissions import limits_of, to_submission
 from kilotron.coordinator.wire import EngineFacts, Submission
 from kilotron.engines.encoder_intake import EncoderDecoderPrompt
 from kilotron.engines.request_intake import Prompt
+from kilotron.errors import EmptyPromptError
 from kilotron.sampling_params import SamplingParams
 from kilotron.scheduling.capacity import check_capacity, most_generated
 from kilotron.text_generation_server.encoder_prompts import begin_decoder, read_encoder_prompt
@@ -161,16 +162,17 @@ def _submission(
         ids = _truncate(ids, options.truncate_to, facts, params)
     if encoder_ids is None:
         check_ids(state, ids, place)
-    prompt: Prompt = ids if encoder_ids is None else EncoderDecoderPrompt(encoder_ids, ids)
-    room = facts.max_sequence_length - max(len(ids), 1)
+        prompt: Prompt = ids
+    else:
+        prompt, ids = EncoderDecoderPrompt(encoder_ids, ids), _with_start(state, ids, place)
+    room = facts.max_sequence_length - len(ids)
     if room < (1 if params.num_tokens_to_generate is None else params.num_tokens_to_generate):
         raise _context_error(facts, len(ids), params.num_tokens_to_generate, place)
     request = state.intake.build(prompt, params, timeout_s=caller.timeout_s, cache_salt=options.cache_salt)
     if params.num_tokens_to_generate is None:
         # The end of an encoder's last block stays empty.
         num_blocks = facts.num_blocks - -(-len(request.encoder_tokens) // facts.block_size)
-        capacity = most_generated(request.prompt_length, params.beam_width, facts.block_size, num_blocks)
-        room = facts.max_sequence_length - request.prompt_length
+        capacity = most_generated(len(ids), params.beam_width, facts.block_size, num_blocks)
         wanted = room if options.default_max_tokens is None else max(options.default_max_tokens, params.min_tokens)
         request.max_generated = min(room, wanted, max(capacity, 1))
     check_capacity(request, limits_of(facts), facts.num_blocks)
@@ -184,9 +186,19 @@ def _submission(
     )
 
 
+def _with_start(state: ServerState, ids: list[int], place: str) -> list[int]:
+    """All that the decoder of an encoder-decoder model begins with."""
+    encoder = state.intake.limits.encoder
+    try:
+        return ids if encoder is None else encoder.decoder_tokens(ids)
+    except EmptyPromptError as error:
+        raise HttpError(400, str(error), param=place, code="invalid_value") from None
+
+
 def _truncate(ids: list[int], wanted: int, facts: EngineFacts, params: SamplingParams) -> list[int]:
     if wanted == -1:
-        wanted = max(facts.max_sequence_length - (params.num_tokens_to_generate or 1), 1)
+        num_start = int(facts.max_encoder_length > 0 and facts.has_fixed_decoder_start)
+        wanted = max(facts.max_sequence_length - num_start - (params.num_tokens_to_generate or 1), 1)
     return ids[-wanted:] if wanted else []
 
 
