@@ -168,9 +168,11 @@ def test_equal_inputs_are_encoded_once_and_give_the_same_bits(subject: Subject) 
     with subject.load(max_requests=64) as llm:
         requests = llm.generate(INPUTS * 3, GREEDY)
         requests += llm.generate(INPUTS, GREEDY)
-        counts = llm.engine.scheduler.counts
+        counts, load = llm.engine.scheduler.counts, llm.engine.read_load()
     num_tokens = sum(map(len, INPUTS))
     assert (counts.encoder_computed, counts.encoder_cached) == (num_tokens, 3 * num_tokens)
+    num_decoder_tokens = sum(request.prompt_length for request in requests)
+    assert load.num_prompt_tokens_computed + load.num_prompt_tokens_cached == 4 * num_tokens + num_decoder_tokens
     assert [one.generated_tokens for one in requests] == subject.tokens * 4
     assert [one.generated_log_probs for one in requests] == [one.generated_log_probs for one in subject.plain] * 4
 

@@ -190,6 +190,10 @@ def test_engines_in_processes_of_their_own_give_what_one_here_gives(served: Mega
         expected = [request.generated_text for request in here.generate(prompts, params)]
         assert served.default_sampling_params == here.default_sampling_params
     assert [request.generated_text for request in served.generate(prompts, params)] == expected
+    params = SamplingParams(beam_width=3, num_return_gen=3, num_tokens_to_generate=8)
+    with MegatronLLM(num_threads=1) as here:
+        beams = [request.beams for request in here.generate(prompts, params)]
+    assert [request.beams for request in served.generate(prompts, params)] == beams
     with pytest.raises(LifecycleError, match="processes of their own"):
         served.engine.step()
 

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -102,6 +103,19 @@ def test_mistakes_become_the_clients_exceptions(client: openai.OpenAI) -> None:
     assert caught.value.request_id
     with pytest.raises(openai.NotFoundError):
         client.completions.create(model="gpt-4", prompt="a")
+
+
+def test_beams_come_with_their_scores(client: openai.OpenAI) -> None:
+    extra: dict[str, Any] = {"use_beam_search": True, "length_penalty": 0.0}
+    found = client.completions.create(model="", prompt=STORY, max_tokens=8, n=2, best_of=4, extra_body=extra)
+    scores = [choice.model_extra["score"] for choice in found.choices if choice.model_extra]
+    assert scores == sorted(scores, reverse=True)
+    assert scores == [choice.model_extra["cumulative_logprob"] for choice in found.choices if choice.model_extra]
+    chat = client.chat.completions.create(model="", messages=HELLO, max_tokens=6, n=2, extra_body=extra)
+    assert len({choice.message.content for choice in chat.choices}) == 2
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="", prompt=STORY, n=2, stream=True, extra_body=extra)
+    assert caught.value.param == "stream"
 
 
 def test_leaving_a_stream_early_leaves_the_server_usable(client: openai.OpenAI) -> None:

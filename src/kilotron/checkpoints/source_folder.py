@@ -19,6 +19,7 @@ __all__ = ["CONFIG_FILE", "check_local_folder", "find_checkpoint_folder", "is_hu
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+MAX_INNER = 100  # folders looked into for a hint
 MAX_ENTRIES = 10_000  # of a folder looked at for a hint; a wrong path may lead anywhere
 
 
@@ -70,10 +71,17 @@ def _has_weights(entries: Iterable[str]) -> bool:
 
 
 def _similar_folder(path: Path) -> str:
-    """Names the folder that was probably meant, or gives nothing."""
+    """Names the folder that was probably meant, or gives nothing. The mistake may lie further up."""
+    wanted = path
+    while not path.parent.is_dir() and path.parent != path:
+        path = path.parent
     siblings = [entry for entry in _entries(path.parent) if (path.parent / entry).is_dir()]
     nearest = difflib.get_close_matches(path.name, siblings, n=1)
-    return f"did you mean {path.parent / nearest[0]}?" if nearest else ""
+    if not nearest:
+        return ""
+    meant = path.parent / nearest[0]
+    whole = meant / wanted.relative_to(path)
+    return f"did you mean {whole if whole.is_dir() else meant}?"
 
 
 def _entries(folder: Path) -> list[str]:
@@ -110,11 +118,15 @@ def _refuse_other_formats(folder: Path) -> None:
     if not has_weights:
         _refuse_other_weights(folder, entries)
     if CONFIG_FILE not in entries:
-        inner = [entry for entry in entries if (folder / entry / CONFIG_FILE).is_file()]
+        inner = [entry for entry in entries[:MAX_INNER] if _is_checkpoint(folder / entry)]
         hint = f"; did you mean {folder / inner[0]}?" if inner else ""
         raise broken(folder / CONFIG_FILE, expected="the model's configuration", found=f"no such file{hint}")
     found = f"no *.safetensors file among {len(entries)} entries"
     raise broken(folder, expected="model.safetensors or model.safetensors.index.json", found=found)
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return (folder / CONFIG_FILE).is_file() or (folder.is_dir() and is_megatron_folder(folder))
 
 
 def _refuse_other_weights(folder: Path, entries: list[str]) -> None:

@@ -15,7 +15,7 @@ from kilotron.cli.signals import Signals
 if TYPE_CHECKING:
     from cyclopts import App
 
-HELP = "Runs large language models from Hugging Face checkpoints, with nothing but a CPU."
+HELP = "Runs large language models from Hugging Face and Megatron checkpoints, with nothing but a CPU."
 
 EPILOGUE = """\
 Try:

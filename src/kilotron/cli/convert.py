@@ -23,7 +23,7 @@ _UNITS = {"": 1, "b": 1} | {
     for power, letter in enumerate("kmgt", start=1)
 }
 
-Source = Annotated[str, Parameter(help="Checkpoint folder, or Hugging Face id.")]
+Source = Annotated[str, Parameter(help="Checkpoint folder (Megatron's or Hugging Face's), or Hugging Face id.")]
 Output = Annotated[str, Parameter(help="Folder to write, which must not be there yet.")]
 
 
@@ -39,7 +39,7 @@ class ResultOptions:
     vocab_size: Annotated[
         int | None, flag("Rows of a padded vocabulary that count; by default what the tokenizer says.")
     ] = None
-    tokenizer: Annotated[str | None, flag("Folder of the tokenizer; by default that beside the source.")] = None
+    tokenizer: Annotated[str | None, flag("Folder or file of the tokenizer; by default that beside the source.")] = None
     transformer_impl: Annotated[
         Literal["transformer_engine", "local"],
         flag("Megatron's --transformer-impl that will load a Megatron result."),

@@ -26,7 +26,9 @@ def inspect(
     checkpoint: Model = None,
     /,
     *,
-    tokenizer: Annotated[str | None, flag("Folder of the tokenizer; by default that beside the checkpoint.")] = None,
+    tokenizer: Annotated[
+        str | None, flag("Folder or file of the tokenizer; by default that beside the checkpoint.")
+    ] = None,
     all: Annotated[  # noqa: A002 - the flag's name
         bool, switch("Every tensor and every saved argument on a line of its own.", group=OUTPUT_GROUP)
     ] = False,

@@ -49,7 +49,10 @@ def switch(help: str, *names: str, **options: Any) -> Parameter:  # noqa: A002 -
 
 Model = Annotated[
     str | None,
-    Parameter(help="Checkpoint folder or Hugging Face id. Omitted: the tiny model that comes with kilotron."),
+    Parameter(
+        help="Checkpoint folder (Hugging Face's or Megatron's) or Hugging Face id. Omitted: the tiny model that comes "
+        "with kilotron."
+    ),
 ]
 
 
@@ -88,8 +91,8 @@ class PromptOptions:
     encoder_prompt: Annotated[
         Sequence[str],
         many(
-            "For encoder-decoder models: what the encoder reads, once for each prompt, with which the decoder then "
-            "begins; or without prompts.",
+            "What the encoder of a model such as T5 reads: one for each --prompt, which the answer then continues, or "
+            "alone. Without it the encoder reads the --prompt.",
             **TEXT,
         ),
     ] = ()
@@ -178,7 +181,10 @@ class BeamOptions:
 class EngineOptions:
     """Fields of InferenceConfig, and the tokenizer."""
 
-    tokenizer: Annotated[str | None, flag("Folder or file of the tokenizer; by default the checkpoint's.")] = None
+    tokenizer: Annotated[
+        str | None,
+        flag("Folder or file of the tokenizer, or null:N (N ids, each a number); by default the checkpoint's."),
+    ] = None
     dtype: Annotated[str, flag("auto (the checkpoint's), float32, bfloat16 or float16.")] = _DEFAULTS.dtype
     kv_cache_dtype: Annotated[
         str, flag("Type of the KV cache: auto (that of the activations), or int8 for twice as many tokens.")

@@ -33,6 +33,7 @@ class EngineLoadFigures(NamedTuple):
     """Steps that raised: their rows were run again one by one, or the scheduler began anew."""
     num_tokens_generated: int
     num_prompt_tokens_computed: int
+    """Those that encoders read are among them."""
     num_prompt_tokens_cached: int
     """Found in the prefix cache when their request was first admitted."""
     num_prefix_tokens_queried: int

@@ -1,26 +1,43 @@
 """The request fields of beam search, which are vLLM's: what they ask of the engine, and a beam's score in an answer."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 from kilotron.coordinator.wire import Finish
-from kilotron.sampling_params import MAX_BEAM_WIDTH
+from kilotron.sampling_params import MAX_BEAM_STOP_IDS, MAX_BEAM_WIDTH
 from kilotron.text_generation_server.http_errors import HttpError
 from kilotron.text_generation_server.response_types import ChatChoice, CompletionChoice
 
 MAX_CHOICES = 128
+
+_NEVER = "never"
+_LENGTH_PENALTY = "A beam's score is its log-probability over its length to this power."
+# What beam search cannot do, and why. Flags of log-probabilities may be set, numbers of likely tokens may not.
+_NOT_WITH_BEAMS = {
+    "stream": "cannot stream: which beam is best is known only at the end",
+    "stop": "does not look for stop texts; end beams by stop_token_ids",
+    "logprobs": "lists no likely tokens; use 0",
+    "top_logprobs": "lists no likely tokens; use 0",
+    "prompt_logprobs": "lists no likely tokens; use 0",
+}
 
 
 class BeamFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """With `use_beam_search`, `best_of` beams (else `n`) search together, and the best `n` are the choices."""
 
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
-    best_of: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
-    use_beam_search: bool | None = None
-    length_penalty: Annotated[float, Meta(ge=-10, le=10)] | None = None
-    early_stopping: bool | Literal["never"] | None = None
+    best_of: Annotated[int, Meta(ge=1, le=MAX_CHOICES, description="With beam search its beams, else n.")] | None = None
+    use_beam_search: Annotated[bool, Meta(description="best_of beams, else n; the best n are the choices.")] | None = (
+        None
+    )
+    length_penalty: Annotated[float, Meta(ge=-10, le=10, description=_LENGTH_PENALTY)] | None = None
+    early_stopping: (
+        Annotated[bool, Meta(description="End the search as soon as there are enough finished beams.")]
+        | Annotated[str, Meta(extra_json_schema={"enum": [_NEVER]}, description="Only when none can become better.")]
+        | None
+    ) = None
 
     @property
     def num_choices(self) -> int:
@@ -47,12 +64,30 @@ class BeamFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         Raises:
             HttpError: 400, naming one of them.
         """
+        if isinstance(self.early_stopping, str) and self.early_stopping != _NEVER:
+            message = f'early_stopping must be true, false or "{_NEVER}", not {self.early_stopping[:40]!r}'
+            raise _wrong("early_stopping", message)
         if not self.use_beam_search:
             self._check_unused()
-        elif not 1 < self.beam_width <= MAX_BEAM_WIDTH:
+            return
+        if not 1 < self.beam_width <= MAX_BEAM_WIDTH:
             raise _wrong("best_of", f"use_beam_search needs 2 to {MAX_BEAM_WIDTH} beams: set best_of, or n")
-        elif self.num_choices > self.beam_width:
+        if self.num_choices > self.beam_width:
             raise _wrong("n", f"n={self.n} exceeds best_of={self.best_of}, the number of beams")
+        self._check_company()
+
+    def _check_company(self) -> None:
+        """What cannot be had together with beam search."""
+        for name, why in _NOT_WITH_BEAMS.items():
+            value = getattr(self, name, None)
+            if value and (value is not True or name == "stream"):
+                raise _wrong(name, f"use_beam_search {why}", "unsupported_parameter")
+        num_stop_ids = len(getattr(self, "stop_token_ids", None) or ())
+        if num_stop_ids > MAX_BEAM_STOP_IDS:
+            message = f"use_beam_search takes at most {MAX_BEAM_STOP_IDS} stop_token_ids, not {num_stop_ids}"
+            raise _wrong("stop_token_ids", message)
+        if getattr(self, "max_tokens", None) == 0:
+            raise _wrong("max_tokens", "max_tokens: must be at least 1 with use_beam_search")
 
     def _check_unused(self) -> None:
         if self.best_of not in (None, 1, self.num_choices):

@@ -15,6 +15,12 @@ _TEXT = {"type": "string", "minLength": 1}
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 # At the members of the union, since msgspec's own "anyOf" would replace one beside it.
 _Text = Annotated[str, Meta(extra_json_schema={"minLength": 1})]
+_EncoderText = Annotated[
+    _Text,
+    Meta(
+        description="What an encoder reads, in the forms of prompt and one for each; decoders then begin with prompt."
+    ),
+]
 _Prompts = Annotated[
     list[Any],
     Meta(
@@ -34,7 +40,7 @@ class CompletionRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True
     """OpenAI's fields and vLLM's; docs/http-api.md has them all."""
 
     prompt: _Text | _Prompts
-    encoder_prompt: _Text | _Prompts | None = None
+    encoder_prompt: _EncoderText | _Prompts | None = None
     echo: bool | None = None
     logprobs: NumLogprobs | None = None
 
@@ -70,15 +76,12 @@ class CompletionRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True
     def check_together(self) -> None:
         """See `SamplingFields`."""
         super().check_together()
-        num_prompts, num_sequences = len(self.prompts), max(self.num_choices, self.beam_width)
         _ = self.encoder_prompts
+        num_prompts, num_sequences = len(self.prompts), max(self.num_choices, self.beam_width)
         if num_prompts * num_sequences > MAX_CHOICES_OF_CALL:
-            raise HttpError(
-                400,
-                f"{num_prompts} prompts with n={num_sequences} are more than {MAX_CHOICES_OF_CALL} choices",
-                param="n",
-                code="invalid_value",
-            )
+            name, things = ("best_of", "beams") if num_sequences > self.num_choices else ("n", "choices")
+            message = f"{num_prompts} prompts with {name}={num_sequences} are more than {MAX_CHOICES_OF_CALL} {things}"
+            raise HttpError(400, message, param=name, code="invalid_value")
         if self.max_tokens == 0 and not (self.echo or self.prompt_logprobs is not None):
             raise HttpError(
                 400, "max_tokens: must be at least 1 unless echo is true", param="max_tokens", code="invalid_value"

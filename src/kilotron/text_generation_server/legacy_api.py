@@ -24,6 +24,8 @@ from kilotron.tokenization.prompt_text import tokenize_prompt
 _MAX_PROMPTS = 128
 _DEFAULT_LENGTH = 64
 _MAX_TOP_K = 1000
+_MAX_LENGTH = 2**31 - 1
+_MAX_LENGTH_PENALTY = 10
 _RENAMED = {
     "max_len": "max_len is no longer used.  Replace with tokens_to_generate",
     "sentences": "sentences is no longer used.  Replace with prompts",
@@ -35,7 +37,7 @@ class LegacyRequest(msgspec.Struct, kw_only=True):
     """What the description says of a body; the checks are those below, with Megatron's messages."""
 
     prompts: Annotated[list[str], Meta(min_length=1, max_length=_MAX_PROMPTS)]
-    tokens_to_generate: Annotated[int, Meta(ge=0)] = _DEFAULT_LENGTH
+    tokens_to_generate: Annotated[int, Meta(ge=0, le=_MAX_LENGTH)] = _DEFAULT_LENGTH
     temperature: Annotated[float, Meta(gt=0, le=100)] = 1.0
     top_k: Annotated[int, Meta(ge=0, le=_MAX_TOP_K)] = 0
     top_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
@@ -47,11 +49,13 @@ class LegacyRequest(msgspec.Struct, kw_only=True):
     stop_on_double_eol: bool = False
     stop_on_eol: bool = False
     prevent_newline_after_colon: bool = False
-    beam_width: Annotated[int, Meta(ge=2, le=MAX_BEAM_WIDTH)] | UnsetType = UNSET
-    """For one prompt; all beams are returned."""
-    length_penalty: Annotated[float, Meta(ge=-10, le=10)] = 1.0
-    stop_token: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
-    """Ends beams instead of the model's own end of text."""
+    beam_width: (
+        Annotated[int, Meta(ge=2, le=MAX_BEAM_WIDTH, description="For one prompt; all beams are returned.")] | UnsetType
+    ) = UNSET
+    length_penalty: Annotated[float, Meta(ge=-_MAX_LENGTH_PENALTY, le=_MAX_LENGTH_PENALTY)] = 1.0
+    stop_token: (
+        Annotated[int, Meta(ge=0, description="Ends beams instead of the model's own end of text.")] | UnsetType
+    ) = UNSET
 
 
 class LegacyResponse(msgspec.Struct):
@@ -78,7 +82,7 @@ class LegacyEndpoint:
         self._state.gate.check()
         body = decode_object(content)
         prompts = _checked_prompts(body)
-        params = _checked_params(body)
+        params = _checked_params(body, self._state.facts.vocab_size)
         if params.is_beam_search and len(prompts) > 1:
             raise _wrong("prompts", "When doing beam_search, batch size must be 1")
         caller = Caller.of(request.scope, self._state, None)
@@ -156,7 +160,7 @@ def _checked_prompts(body: Mapping[str, Any]) -> list[str]:
     return prompts
 
 
-def _checked_params(body: Mapping[str, Any]) -> SamplingParams:
+def _checked_params(body: Mapping[str, Any], vocab_size: int) -> SamplingParams:
     for name in _SWITCHES:
         if not isinstance(body.get(name, False), bool):
             raise _wrong(name, f"{name} must be a boolean value", code="invalid_type")
@@ -177,7 +181,7 @@ def _checked_params(body: Mapping[str, Any]) -> SamplingParams:
             seed=_checked_seed(body),
             stop_words=stop_words,
             streaming_interval=NO_STREAMING_INTERVAL,
-            **_checked_beams(body),
+            **_checked_beams(body, vocab_size),
         )
     except SamplingParamsError as error:
         raise _wrong(None, str(error)) from None
@@ -189,6 +193,8 @@ def _checked_length(body: Mapping[str, Any]) -> int:
         raise _wrong("tokens_to_generate", "tokens_to_generate must be an integer greater than 0", code="invalid_type")
     if num_tokens < 0:
         raise _wrong("tokens_to_generate", "tokens_to_generate must be an integer greater than or equal to 0")
+    if num_tokens > _MAX_LENGTH:
+        raise _wrong("tokens_to_generate", f"tokens_to_generate must be an integer of at most {_MAX_LENGTH}")
     if num_tokens == 0 and not body.get("logprobs"):
         raise _wrong("tokens_to_generate", "tokens_to_generate=0 implies logprobs should be True")
     return num_tokens
@@ -243,7 +249,7 @@ def _checked_seed(body: Mapping[str, Any]) -> int | None:
     return None if seed == -1 else seed
 
 
-def _checked_beams(body: Mapping[str, Any]) -> dict[str, Any]:
+def _checked_beams(body: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
     """Fields of SamplingParams. As in Megatron, `length_penalty` and `stop_token` are for beams only."""
     stop_token, length_penalty = body.get("stop_token", 0), body.get("length_penalty", 1.0)
     if type(stop_token) is not int or stop_token < 0:
@@ -252,13 +258,30 @@ def _checked_beams(body: Mapping[str, Any]) -> dict[str, Any]:
         raise _wrong("length_penalty", "length_penalty must be a float", code="invalid_type")
     if "beam_width" not in body:
         return {}
+    width = _checked_width(body)
+    if stop_token >= vocab_size:
+        raise _wrong("stop_token", f"stop_token is outside the vocabulary (0 to {vocab_size - 1})")
+    if abs(length_penalty) > _MAX_LENGTH_PENALTY:
+        limit = _MAX_LENGTH_PENALTY
+        raise _wrong("length_penalty", f"length_penalty must be a float from {-limit} to {limit}")
+    beams = {"beam_width": width, "num_return_gen": width, "length_penalty": float(length_penalty)}
+    return beams | ({"termination_id": stop_token} if "stop_token" in body else {})
+
+
+def _checked_width(body: Mapping[str, Any]) -> int:
     width = body["beam_width"]
     if type(width) is not int:
         raise _wrong("beam_width", "beam_width must be integer", code="invalid_type")
     if width < 2:
         raise _wrong("beam_width", "beam_width must be an integer > 1")
-    beams = {"beam_width": width, "num_return_gen": width, "length_penalty": float(length_penalty)}
-    return beams | ({"termination_id": stop_token} if "stop_token" in body else {})
+    if width > MAX_BEAM_WIDTH:
+        raise _wrong("beam_width", f"beam_width must be an integer of at most {MAX_BEAM_WIDTH}")
+    for name in ("stop_on_double_eol", "stop_on_eol"):
+        if body.get(name):
+            raise _wrong(name, f"{name} does not end beams; stop_token does", code="unsupported_parameter")
+    if body.get("tokens_to_generate") == 0:
+        raise _wrong("tokens_to_generate", "beam_width needs tokens_to_generate above 0")
+    return width
 
 
 def _is_number(value: Any) -> bool:

@@ -10,13 +10,14 @@ from kilotron.coordinator.submissions import limits_of, to_submission
 from kilotron.coordinator.wire import EngineFacts, Submission
 from kilotron.engines.encoder_intake import EncoderDecoderPrompt
 from kilotron.engines.request_intake import Prompt
+from kilotron.errors import EmptyPromptError
 from kilotron.sampling_params import SamplingParams
 from kilotron.scheduling.capacity import check_capacity, most_generated
 from kilotron.text_generation_server.encoder_prompts import begin_decoder, read_encoder_prompt
 from kilotron.text_generation_server.http_errors import HttpError
 from kilotron.text_generation_server.sampling_fields import SamplingFields
 from kilotron.text_generation_server.server_state import ServerState, new_request_id, owner_of
-from kilotron.text_generation_server.text_encoding import encode_text
+from kilotron.text_generation_server.text_encoding import check_ids, read_ids
 
 _MAX_IDEMPOTENCY_KEY_CHARS = 256
 
@@ -105,7 +106,8 @@ async def admit(
             encoder_prompt = None if encoder_prompts is None else encoder_prompts[index]
             admitted.append(await _admit_pair(state, encoder_prompt, prompt, options, caller, index, place))
         else:
-            ids = await _tokenize(state, prompt, options, place) if isinstance(prompt, str) else prompt
+            is_cut, special = options.truncate_to is not None, options.add_special_tokens
+            ids = await read_ids(state, prompt, place, add_special_tokens=special, is_cut=is_cut)
             admitted.append(
                 AdmittedPrompt(
                     text=prompt if isinstance(prompt, str) else None,
@@ -159,17 +161,18 @@ def _submission(
     if options.truncate_to is not None:
         ids = _truncate(ids, options.truncate_to, facts, params)
     if encoder_ids is None:
-        _check_prompt_ids(ids, facts, place)
-    prompt: Prompt = ids if encoder_ids is None else EncoderDecoderPrompt(encoder_ids, ids)
-    room = facts.max_sequence_length - max(len(ids), 1)
+        check_ids(state, ids, place)
+        prompt: Prompt = ids
+    else:
+        prompt, ids = EncoderDecoderPrompt(encoder_ids, ids), _with_start(state, ids, place)
+    room = facts.max_sequence_length - len(ids)
     if room < (1 if params.num_tokens_to_generate is None else params.num_tokens_to_generate):
         raise _context_error(facts, len(ids), params.num_tokens_to_generate, place)
     request = state.intake.build(prompt, params, timeout_s=caller.timeout_s, cache_salt=options.cache_salt)
     if params.num_tokens_to_generate is None:
         # The end of an encoder's last block stays empty.
         num_blocks = facts.num_blocks - -(-len(request.encoder_tokens) // facts.block_size)
-        capacity = most_generated(request.prompt_length, params.beam_width, facts.block_size, num_blocks)
-        room = facts.max_sequence_length - request.prompt_length
+        capacity = most_generated(len(ids), params.beam_width, facts.block_size, num_blocks)
         wanted = room if options.default_max_tokens is None else max(options.default_max_tokens, params.min_tokens)
         request.max_generated = min(room, wanted, max(capacity, 1))
     check_capacity(request, limits_of(facts), facts.num_blocks)
@@ -183,31 +186,20 @@ def _submission(
     )
 
 
-async def _tokenize(state: ServerState, text: str, options: PromptOptions, place: str) -> list[int]:
-    tokenizer = state.tokenizer
-    if tokenizer is None:
-        raise HttpError(400, "this model has no tokenizer; send token ids", param=place, code="invalid_type")
-    encode = partial(tokenizer.tokenize, add_special_tokens=options.add_special_tokens)
-    return await encode_text(state, text, encode, place=place, is_cut=options.truncate_to is not None)
+def _with_start(state: ServerState, ids: list[int], place: str) -> list[int]:
+    """All that the decoder of an encoder-decoder model begins with."""
+    encoder = state.intake.limits.encoder
+    try:
+        return ids if encoder is None else encoder.decoder_tokens(ids)
+    except EmptyPromptError as error:
+        raise HttpError(400, str(error), param=place, code="invalid_value") from None
 
 
 def _truncate(ids: list[int], wanted: int, facts: EngineFacts, params: SamplingParams) -> list[int]:
     if wanted == -1:
-        wanted = max(facts.max_sequence_length - (params.num_tokens_to_generate or 1), 1)
+        num_start = int(facts.max_encoder_length > 0 and facts.has_fixed_decoder_start)
+        wanted = max(facts.max_sequence_length - num_start - (params.num_tokens_to_generate or 1), 1)
     return ids[-wanted:] if wanted else []
-
-
-def _check_prompt_ids(ids: list[int], facts: EngineFacts, place: str) -> None:
-    if not ids:
-        raise HttpError(400, f"{place} is empty; give at least one token", param=place, code="invalid_value")
-    for token_id in (min(ids), max(ids)):
-        if not 0 <= token_id < facts.vocab_size:
-            raise HttpError(
-                400,
-                f"{place}: token id {token_id} is outside the vocabulary (0 to {facts.vocab_size - 1})",
-                param=place,
-                code="invalid_value",
-            )
 
 
 def _context_error(facts: EngineFacts, num_prompt: int, num_wanted: int | None, place: str) -> HttpError:

@@ -85,9 +85,6 @@ class SamplingFields(BeamFields, kw_only=True, forbid_unknown_fields=True):
             HttpError: 400, naming one of them.
         """
         self.check_beams()
-        if self.use_beam_search and self.stream:
-            message = "use_beam_search cannot stream: which beam is best is known only at the end"
-            raise HttpError(400, message, param="stream", code="unsupported_parameter")
         if self.stream_options is not None and not self.stream:
             raise HttpError(400, "stream_options needs stream=true", param="stream_options", code="invalid_value")
         if self.max_tokens is not None and (self.min_tokens or 0) > self.max_tokens:

@@ -41,7 +41,9 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
             return tokenizer
         folder = folder.parent
     if not folder.is_dir():
-        raise TokenizerError(f"{folder} is not a folder: give the folder that holds tokenizer.json")
+        raise TokenizerError(
+            f"no folder or file {str(source)!r}: give the folder that holds tokenizer.json, or null:N for N bare ids"
+        )
     if (folder / "tokenizer.json").is_file():
         return FastTokenizer.from_folder(folder)
     if (tokenizer := load_vocabulary_files(folder)) is not None:

@@ -99,6 +99,19 @@ def test_adapter_is_recognised(tmp_path: Path) -> None:
     assert "is a LoRA adapter; this version reads whole models" in complaint_about(folder)
 
 
+def test_a_mistake_further_up_gets_a_suggestion_too(tmp_path: Path) -> None:
+    write_model(tmp_path / "llama" / "torch")
+    with pytest.raises(CheckpointNotFoundError, match=rf"did you mean {tmp_path}/llama/torch\?"):
+        find_checkpoint_folder(tmp_path / "lama" / "torch")
+    with pytest.raises(CheckpointNotFoundError, match=rf"did you mean {tmp_path}/llama\?"):
+        find_checkpoint_folder(tmp_path / "lama" / "tork")
+
+
+def test_a_megatron_checkpoint_one_folder_deeper_is_suggested(tmp_path: Path) -> None:
+    (tmp_path / "run" / "iter_0000005").mkdir(parents=True)
+    assert f"did you mean {tmp_path}/run?" in complaint_about(tmp_path)
+
+
 def test_missing_configuration_is_named(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "model.safetensors")
     with pytest.raises(BrokenCheckpointError, match=r"config\.json: expected the model's configuration, found no such"):

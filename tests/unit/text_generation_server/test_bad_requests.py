@@ -97,7 +97,15 @@ FIELDS: dict[str, dict[str, Any]] = {
     "n     ": {"use_beam_search": True, "best_of": 2, "n": 3},
     "length_penalty": {"length_penalty": 0.5},
     "early_stopping": {"early_stopping": True},
+    "early_stopping ": {"use_beam_search": True, "n": 2, "early_stopping": "always"},
+    "length_penalty ": {"use_beam_search": True, "n": 2, "length_penalty": 11},
     "stream  ": {"use_beam_search": True, "n": 2, "stream": True},
+    "stop     ": {"use_beam_search": True, "n": 2, "stop": "x"},
+    "stop_token_ids ": {"use_beam_search": True, "n": 2, "stop_token_ids": list(range(17))},
+    "logprobs    ": {"use_beam_search": True, "n": 2, "logprobs": 1},
+    "prompt_logprobs   ": {"use_beam_search": True, "n": 2, "prompt_logprobs": 1},
+    "max_tokens      ": {"use_beam_search": True, "n": 2, "max_tokens": 0, "echo": True},
+    "best_of    ": {"use_beam_search": True, "best_of": 64, "prompt": ["a"] * 20},
     "logprob_token_ids": {"logprob_token_ids": [1]},
 }
 

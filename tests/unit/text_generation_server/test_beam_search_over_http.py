@@ -59,9 +59,32 @@ def test_megatrons_answer_has_all_beams(service: Service, llm: MegatronLLM) -> N
     assert answer["segments"][0][-1] == service.tokenizer.token_text(direct.beams[0].token_ids[-1])
 
 
-@pytest.mark.parametrize("fields", [{"stop": "x"}, {"logprobs": 2}, {"max_tokens": 0, "echo": True}])
-def test_what_beams_cannot_do_is_refused(service: Service, fields: dict[str, Any]) -> None:
-    body = {"prompt": STORY, "use_beam_search": True, "n": 2} | fields
-    response = service.post("/v1/completions", body)
-    assert response.status_code == 400
-    assert "beam_width=2" in response.json()["error"]["message"]
+@pytest.mark.parametrize(
+    ("param", "fields"),
+    [
+        ("beam_width", {"beam_width": 65}),
+        ("beam_width", {"beam_width": 10**400}),
+        ("length_penalty", {"length_penalty": -11}),
+        ("length_penalty", {"length_penalty": 10**400}),
+        ("stop_token", {"stop_token": 2048}),
+        ("stop_token", {"stop_token": 10**400}),
+        ("stop_on_eol", {"stop_on_eol": True}),
+        ("stop_on_double_eol", {"stop_on_double_eol": True}),
+        ("tokens_to_generate", {"tokens_to_generate": 0, "logprobs": True}),
+        ("tokens_to_generate", {"tokens_to_generate": 10**400}),
+        ("top_p_bound", {"top_p": 0.5, "top_p_bound": 10**400}),
+        ("top_p_decay", {"top_p": 0.5, "top_p_decay": 10**400}),
+    ],
+)
+def test_what_is_wrong_with_megatrons_beams_is_named(service: Service, param: str, fields: dict[str, Any]) -> None:
+    async def ask(http: Any) -> Any:
+        return await http.put("/api", json={"prompts": [STORY], "beam_width": 2} | fields)
+
+    response = service.run(ask)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+def test_a_chat_with_beams_lists_no_likely_tokens(service: Service) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "use_beam_search": True, "n": 2, "logprobs": True}
+    response = service.post("/v1/chat/completions", body | {"top_logprobs": 1})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "top_logprobs")
