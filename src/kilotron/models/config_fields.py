@@ -5,6 +5,8 @@ from typing import Any
 
 from kilotron.errors import CheckpointError
 
+MAX_LAYERS = 100_000  # what is told of each layer takes memory, before any weight is looked for
+
 
 class ConfigFields:
     """A config.json's dictionary. null counts as absent; a field without default must be there."""
@@ -21,6 +23,8 @@ class ConfigFields:
         value = self._value(name, default)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.wrong(name, "a whole number")
+        if value > MAX_LAYERS and "layer" in name:
+            raise self.wrong(name, f"a number up to {MAX_LAYERS}")
         return value
 
     def count(self, name: str, default: int | None = None) -> int:

@@ -313,3 +313,9 @@ def test_without_arguments_the_structure_is_unknown() -> None:
 def test_a_layer_specification_of_ones_own_is_told(caplog: pytest.LogCaptureFixture) -> None:
     read(spec=["somewhere.layers", "build"])
     assert "somewhere.layers" in caplog.text
+
+
+@pytest.mark.parametrize("args", [{}, {"window_size": (3, 0)}, EXPERTS, {"no_rope_freq": 2}])
+def test_more_layers_than_memory_holds_are_refused_at_once(args: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match="num_layers = 1000000000000: a number up to 100000 is needed"):
+        read(num_layers=10**12, **args)
