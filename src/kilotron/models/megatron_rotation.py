@@ -9,6 +9,7 @@ from kilotron.models.transformer_config import RopeScaling
 KINDS = {"learned_absolute": "learned", "rope": "rope", "yarn": "rope", "none": "none"}
 # Of Llama 3.1; fixed in Megatron.
 LLAMA3_LENGTH = 8192
+LEAST_FACTOR = 2**-20
 
 
 def read_positions(args: ConfigFields) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def _scaling(args: ConfigFields) -> RopeScaling | None:
     if not args.flag("use_rope_scaling", args.values.get("rope_scaling") is True):
         if factor is None or factor == 1:
             return None
-        if factor <= 0:
+        if factor < LEAST_FACTOR:
             raise args.wrong("rotary_seq_len_interpolation_factor", "a number above 0")
         original = max(math.ceil(_longest_sequence(args) / factor), 1)
         return RopeScaling(kind="linear", factor=factor, original_max_position_embeddings=original)
