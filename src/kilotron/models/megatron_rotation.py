@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from kilotron.models.config_fields import ConfigFields
-from kilotron.models.transformer_config import RopeScaling
+from kilotron.models.transformer_config import RopeScaling, yarn_magnitude
 
 KINDS = {"learned_absolute": "learned", "rope": "rope", "yarn": "rope", "none": "none"}
 # Of Llama 3.1; fixed in Megatron.
@@ -64,7 +64,7 @@ def _latent_rotation(args: ConfigFields, kind: str) -> dict[str, Any]:
     if _no_rope_layers(args):
         raise args.wrong("no_rope_freq", "nothing, with multi_latent_attention,")
     # Whatever the rope_type: Megatron multiplies by it always.
-    magnitude = _magnitude(args.number("rotary_scaling_factor", 40.0), args.number("mscale_all_dim", 0.0))
+    magnitude = yarn_magnitude(args.number("rotary_scaling_factor", 40.0), args.number("mscale_all_dim", 0.0))
     head_size = args.count("qk_head_dim", 128) + args.count("qk_pos_emb_head_dim", 64)
     return {
         "rotary_base": args.number("rotary_base", 10000.0),
@@ -105,16 +105,11 @@ def _yarn(args: ConfigFields, prefix: str) -> RopeScaling:
         kind="yarn",
         factor=factor,
         original_max_position_embeddings=args.count(original, args.count("original_max_position_embeddings", 4096)),
-        attention_factor=_magnitude(factor, mscale) / _magnitude(factor, mscale_all_dim),
+        attention_factor=yarn_magnitude(factor, mscale) / yarn_magnitude(factor, mscale_all_dim),
         beta_fast=number("beta_fast", 32.0),
         beta_slow=number("beta_slow", 1.0),
         truncate=args.flag(f"{prefix}correction_range_round_to_int", True),
     )
-
-
-def _magnitude(factor: float, multiplier: float) -> float:
-    """Yarn's growth of attention with the stretch."""
-    return 1.0 if factor <= 1 else 0.1 * multiplier * math.log(factor) + 1.0
 
 
 def _no_rope_layers(args: ConfigFields) -> tuple[bool, ...]:
