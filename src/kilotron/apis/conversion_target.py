@@ -17,10 +17,9 @@ from kilotron.checkpoints.huggingface import HuggingFaceCheckpoint
 from kilotron.checkpoints.huggingface_writer import shard_file_name, write_safetensors, write_shard_index
 from kilotron.checkpoints.megatron import MegatronCheckpoint
 from kilotron.checkpoints.megatron_args import KEPT_CONFIG, KEPT_GENERATION_CONFIG
+from kilotron.checkpoints.megatron_folder import RELEASE, TRACKER_FILE
 from kilotron.checkpoints.megatron_keys import Place, place_tensors
 from kilotron.checkpoints.megatron_writer import (
-    RELEASE,
-    TRACKER_FILE,
     chunk_file_name,
     write_chunks,
     write_common_state,

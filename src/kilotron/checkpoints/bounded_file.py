@@ -1,9 +1,22 @@
-"""Reads small files whole, once they were found to be files and no larger than they should be."""
+"""Reads small files whole, once they were found to be files and no larger than they should be; and lists folders."""
 
+import os
 import stat
+from itertools import islice
 from pathlib import Path
 
 from kilotron.checkpoints.damage import broken, unreadable
+
+MAX_ENTRIES = 100_000  # of a folder; a wrong path may lead anywhere
+
+
+def list_entries(folder: Path) -> list[str]:
+    """The names in a folder, sorted; none where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in islice(entries, MAX_ENTRIES))
+    except (OSError, ValueError):
+        return []
 
 
 def read_bounded(file: Path, max_bytes: int, *, content: str = "content") -> bytes:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kilotron.checkpoints.mapped_file import MappedFile
-from kilotron.checkpoints.safetensors_file import TORCH_NAME_OF_DTYPE
+from kilotron.checkpoints.safetensors_file import DTYPE_OF_TORCH_NAME, TORCH_NAME_OF_DTYPE
 from kilotron.checkpoints.safetensors_header import BITS_OF_DTYPE, MAX_COUNT, MAX_DIMENSIONS
 
 if TYPE_CHECKING:
@@ -138,11 +138,13 @@ def _tensor(
     (start,) = as_counts((offset,))
     if len(shape) != len(strides) or prod(max(size, 1) for size in shape) >= MAX_COUNT:
         raise RefusedPickleError(f"a tensor of shape {shape} with strides {strides}")
-    bits, own_bits = BITS_OF_DTYPE[_FORMAT_NAMES[storage.dtype]], BITS_OF_DTYPE[_FORMAT_NAMES[dtype]]
+    bits, own_bits = BITS_OF_DTYPE[DTYPE_OF_TORCH_NAME[storage.dtype]], BITS_OF_DTYPE[DTYPE_OF_TORCH_NAME[dtype]]
     num_bytes = storage.num_elements * bits // 8
     if (start + num_spanned(shape, strides)) * own_bits // 8 > num_bytes:
         raise RefusedPickleError(f"a tensor of shape {shape} in a storage of {num_bytes} bytes")
-    return StoredTensor(storage.file, storage.offset + start * own_bits // 8, _FORMAT_NAMES[dtype], shape, strides)
+    return StoredTensor(
+        storage.file, storage.offset + start * own_bits // 8, DTYPE_OF_TORCH_NAME[dtype], shape, strides
+    )
 
 
 def _rebuild_from_type(function: Any, _kind: Any, arguments: Any, _state: Any) -> StoredTensor:
@@ -234,7 +236,6 @@ def as_key(value: Any) -> Any:
     return value
 
 
-_FORMAT_NAMES = {torch_name: name for name, torch_name in TORCH_NAME_OF_DTYPE.items()}
 _STORAGE_CLASSES = {
     "BoolStorage": "bool", "ByteStorage": "uint8", "CharStorage": "int8", "ShortStorage": "int16",
     "IntStorage": "int32", "LongStorage": "int64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
@@ -253,7 +254,7 @@ _TORCH_NAMES: dict[tuple[str, str], Meaning] = {
     ("torch", "Size"): _tuple,
     ("torch.serialization", "_get_layout"): _layout,
     ("torch.storage", "UntypedStorage"): StorageType(TorchDtype("uint8")),
-    **{("torch", name): TorchDtype(name) for name in _FORMAT_NAMES},
+    **{("torch", name): TorchDtype(name) for name in DTYPE_OF_TORCH_NAME},
     **{("torch", name): StorageType(TorchDtype(dtype)) for name, dtype in _STORAGE_CLASSES.items()},
 }
 _BUILTIN_NAMES: dict[str, Meaning] = {

@@ -16,7 +16,7 @@ from kilotron.checkpoints.megatron_args import KEPT_GENERATION_CONFIG, kept_obje
 from kilotron.checkpoints.megatron_dist import DistributedCheckpoint
 from kilotron.checkpoints.megatron_folder import Format, MegatronFolder, find_megatron_folder, is_megatron_folder
 from kilotron.checkpoints.megatron_legacy import LegacyCheckpoint
-from kilotron.checkpoints.megatron_names import canonical_tensors, is_weight
+from kilotron.checkpoints.megatron_names import COMMON_STATE, canonical_tensors, is_weight
 from kilotron.checkpoints.megatron_run_config import RUN_CONFIG_FILE, read_run_config
 from kilotron.checkpoints.sharded_tensor import ShardedTensor
 from kilotron.checkpoints.source_folder import find_checkpoint_folder
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["MegatronCheckpoint", "is_megatron_folder"]
 
 COMMON_FILE = "common.pt"
-COMMON_OBJECT = "common_state/shard_0_1"
 ARGS_OBJECT = "args"  # of torch_dcp
 NEMO_FOLDER = "context"
 FSDP_NAME = re.compile(r"^model\.module\.|\.(weight|bias)_[wv]$")
@@ -113,7 +112,7 @@ def _read_distributed(found: MegatronFolder) -> _Content:
 
 
 def _is_wanted(name: str) -> bool:
-    return name in (COMMON_OBJECT, ARGS_OBJECT) or is_weight(name)
+    return name in (COMMON_STATE, ARGS_OBJECT) or is_weight(name)
 
 
 def _read_args(checkpoint: DistributedCheckpoint) -> dict[str, Any]:
@@ -139,7 +138,7 @@ def _read_common(checkpoint: DistributedCheckpoint) -> tuple[Path, Any]:
     file = checkpoint.folder / COMMON_FILE
     if file.exists():
         return file, read_torch_archive(checkpoint.files.open(file))
-    if blob := checkpoint.objects.get(COMMON_OBJECT):
+    if blob := checkpoint.objects.get(COMMON_STATE):
         value = blob.load()
         return blob.file.file, value[0] if isinstance(value, list) and value else value
     if blob := checkpoint.objects.get(ARGS_OBJECT):

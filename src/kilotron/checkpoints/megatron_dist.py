@@ -16,7 +16,7 @@ from kilotron.checkpoints.damage import broken, shown
 from kilotron.checkpoints.inert_values import Inert, RefusedPickleError, StoredTensor, TorchDtype, as_counts
 from kilotron.checkpoints.mapped_file import MappedFile, MappedFiles
 from kilotron.checkpoints.restricted_unpickler import MAX_PICKLE_BYTES, read_pickle
-from kilotron.checkpoints.safetensors_file import TORCH_NAME_OF_DTYPE
+from kilotron.checkpoints.safetensors_file import DTYPE_OF_TORCH_NAME
 from kilotron.checkpoints.safetensors_header import BITS_OF_DTYPE
 from kilotron.checkpoints.sharded_tensor import Piece, Shape, ShardedTensor
 from kilotron.checkpoints.torch_archive import read_torch_archive
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import torch
 
 METADATA_FILE = ".metadata"
-_FORMAT_NAMES = {torch_name: name for name, torch_name in TORCH_NAME_OF_DTYPE.items()}
 _MODULE = "torch.distributed.checkpoint.metadata."
 
 
@@ -168,9 +167,9 @@ class DistributedCheckpoint:
     def _dtype(self, name: str, properties: Any) -> str:
         state = properties.state if isinstance(properties, Inert) else None
         dtype = state[0] if isinstance(state, tuple) and state else None
-        if not isinstance(dtype, TorchDtype) or dtype not in _FORMAT_NAMES:
+        if not isinstance(dtype, TorchDtype) or dtype not in DTYPE_OF_TORCH_NAME:
             raise broken(self._metadata_file, tensor=name, expected="a dtype of torch", found=shown(dtype))
-        return _FORMAT_NAMES[dtype]
+        return DTYPE_OF_TORCH_NAME[dtype]
 
 
 def _check_apart(blobs: Mapping[str, Mapping[Shape, StoredBlob]]) -> None:

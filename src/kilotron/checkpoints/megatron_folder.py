@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from kilotron.checkpoints.bounded_file import read_bounded
+from kilotron.checkpoints.bounded_file import list_entries, read_bounded
 from kilotron.checkpoints.damage import broken, shown
 from kilotron.checkpoints.json_file import read_json_object
 from kilotron.errors import CheckpointError
@@ -19,7 +19,6 @@ from kilotron.errors import CheckpointError
 TRACKER_FILE = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
 NEMO_WEIGHTS = "weights"
-MAX_ENTRIES = 100_000
 MAX_TRACKER_BYTES = 100
 MAX_NAMED = 5
 ITERATION = re.compile(r"iter_(\d{1,18})", re.ASCII)
@@ -85,13 +84,13 @@ def _tracked(tracker: Path) -> Path:
 
 def _saved(path: Path) -> list[str]:
     """The iterations of a folder, the newest last; a release comes before all of them."""
-    entries = _entries(path)
+    entries = list_entries(path)
     iterations = sorted((name for name in entries if ITERATION.fullmatch(name)), key=lambda name: int(name[5:]))
     return ([RELEASE] if RELEASE in entries and (path / RELEASE).is_dir() else []) + iterations
 
 
 def _describe(folder: Path) -> MegatronFolder:
-    entries = _entries(folder)
+    entries = list_entries(folder)
     match = ITERATION.fullmatch(folder.name)
     known = int(match[1]) if match else None
     if any(RANK.fullmatch(name) for name in entries):
@@ -126,17 +125,9 @@ def _zarr_error(folder: Path) -> CheckpointError:
 
 
 def _has_weights(path: Path) -> bool:
-    entries = set(_entries(path))
+    entries = set(list_entries(path))
     return {"metadata.json", "common.pt"} <= entries or any(WEIGHTS.fullmatch(name) for name in entries)
 
 
 def _has(path: Path, name: str) -> bool:
     return os.path.lexists(path / name)
-
-
-def _entries(folder: Path) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in islice(entries, MAX_ENTRIES))
-    except (OSError, ValueError):
-        return []

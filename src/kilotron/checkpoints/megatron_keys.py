@@ -10,10 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from kilotron.checkpoints.megatron_names import EXPERT, LAYER
 from kilotron.checkpoints.output_tensor import OutputTensor
 
-LAYER = re.compile(r"^(.*?\blayers\.)(\d+)\.(.+)$")
-EXPERT = re.compile(r"^(.*\bexperts\.)local_experts\.(\d+)\.(.+)$")
 # Norms are stored with the linear layer they belong to, as in Transformer Engine's fused modules.
 FUSED_NORMS = {
     "input_layernorm": "self_attention.linear_qkv.layer_norm_",
@@ -118,14 +117,14 @@ def _parse(name: str, fused: Collection[str]) -> _Parsed:
     layer = expert = None
     prefix = ""
     inner = name
-    if match := LAYER.match(name):
-        prefix, layer, inner = match[1], int(match[2]), match[3]
+    if match := LAYER.fullmatch(name):
+        prefix, layer, inner = f"{match[1]}.", int(match[2]), match[3]
         module, _, kind = inner.rpartition(".")
         if module in fused:
             inner = FUSED_NORMS[module] + kind
-    if match := EXPERT.match(inner):
+    if match := EXPERT.fullmatch(inner):
         expert = int(match[2])
-        inner = f"{match[1]}experts.{match[3]}"
+        inner = f"{match[1]}.experts.{match[3]}"
     return _Parsed(prefix + inner, layer, expert, prefix)
 
 

@@ -18,15 +18,13 @@ from kilotron.checkpoints.inert_values import Inert, StoredTensor, num_spanned
 from kilotron.checkpoints.mapped_file import MappedFiles
 from kilotron.checkpoints.megatron_args import plain_args
 from kilotron.checkpoints.megatron_fused import split_fused
-from kilotron.checkpoints.megatron_names import canonical_name, drop_duplicates, is_weight
+from kilotron.checkpoints.megatron_names import EXPERT, LAYER, canonical_name, drop_duplicates, is_weight
 from kilotron.checkpoints.sharded_tensor import ShardedTensor
 from kilotron.checkpoints.torch_archive import read_torch_archive
 from kilotron.errors import CheckpointError
 
 WEIGHTS_FILE = "model_optim_rng.pt"
 RANK_FOLDER = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
-LAYER = re.compile(r"(.*\blayers)\.(\d{1,9})\.(.*)", re.ASCII)
-EXPERT = re.compile(r"(.*\.local_experts)\.(\d{1,9})\.(.*)", re.ASCII)
 
 # How tensor parallelism cuts a tensor; what is not named here is whole on every rank.
 ROWS = re.compile(
@@ -209,7 +207,7 @@ class LegacyCheckpoint:
                 whole_name = f"{layers}.{first_layers.get(layers, 0) + number}.{rest}"
             if match := EXPERT.fullmatch(name):
                 expert = rank.expert * num_experts[match[1]] + int(match[2])
-                whole_name = EXPERT.sub(rf"\g<1>.{expert}.\g<3>", whole_name)
+                whole_name = EXPERT.sub(rf"\g<1>.local_experts.{expert}.\g<3>", whole_name)
             yield whole_name, _Shard(tensor.path, tensor, _is_gated(name, tensors))
 
     def _merged(self, name: str, by_rank: Mapping[tuple[int, int], _Shard]) -> ShardedTensor:

@@ -12,11 +12,14 @@ from kilotron.checkpoints.damage import broken
 from kilotron.checkpoints.shard_index import MAX_TENSORS
 from kilotron.checkpoints.sharded_tensor import ShardedTensor
 
+COMMON_STATE = "common_state/shard_0_1"  # everything that is no tensor, since megatron-core 0.19
 WRAPPER_PREFIX = re.compile(r"^(?:(?:model|module)\.)+")
 IGNORED = re.compile(
     r"(^|\.)optimizer(_state)?\.|^(chained_\d+\.)?(optimizer|opt_param_scheduler|rng_state|rerun_state_machine_state)"
     r"|_extra_state\d*(/|$|\.)|^(rng_state|common_state|args|iteration|checkpoint_version)\b"
 )
+LAYER = re.compile(r"(.*\blayers)\.(\d{1,9})\.(.*)", re.ASCII)
+EXPERT = re.compile(r"(.*\bexperts)\.local_experts\.(\d{1,9})\.(.*)", re.ASCII)
 STACKED_LAYERS = re.compile(r"^(.*\blayers)\.(?!\d)(.*)$")
 STACKED_EXPERTS = re.compile(r"^(.*\.mlp\.experts)\.experts\.(?!\d)(.*)$")
 GATE, UP = "_w", "_v"

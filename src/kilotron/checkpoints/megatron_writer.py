@@ -25,12 +25,10 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from kilotron.checkpoints.damage import broken
 from kilotron.checkpoints.megatron_keys import SECOND_NAMES, Place, extra_state_keys
+from kilotron.checkpoints.megatron_names import COMMON_STATE
 from kilotron.checkpoints.output_tensor import DigestingStream, OutputTensor, read_checked
 from kilotron.checkpoints.safetensors_file import TORCH_NAME_OF_DTYPE
 
-TRACKER_FILE = "latest_checkpointed_iteration.txt"
-RELEASE = "release"
-COMMON_STATE = "common_state/shard_0_1"
 CHECKPOINT_VERSION = 3.0
 FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
 

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from math import prod
 from typing import IO, TYPE_CHECKING
 
-from kilotron.checkpoints.safetensors_file import TORCH_NAME_OF_DTYPE
+from kilotron.checkpoints.safetensors_file import DTYPE_OF_TORCH_NAME
 from kilotron.checkpoints.safetensors_header import BITS_OF_DTYPE
 from kilotron.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
-
-DTYPE_OF_TORCH_NAME = {torch_name: name for name, torch_name in TORCH_NAME_OF_DTYPE.items()}
 
 
 @dataclass(frozen=True, slots=True)

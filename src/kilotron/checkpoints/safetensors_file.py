@@ -20,6 +20,7 @@ TORCH_NAME_OF_DTYPE = {
     "U32": "uint32", "I32": "int32", "F32": "float32",
     "U64": "uint64", "I64": "int64", "F64": "float64", "C64": "complex64",
 }  # fmt: skip
+DTYPE_OF_TORCH_NAME = {torch_name: name for name, torch_name in TORCH_NAME_OF_DTYPE.items()}
 
 
 class SafetensorsFile:

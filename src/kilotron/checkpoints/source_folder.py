@@ -7,9 +7,9 @@ import difflib
 import os
 import re
 from collections.abc import Iterable
-from itertools import islice
 from pathlib import Path
 
+from kilotron.checkpoints.bounded_file import list_entries
 from kilotron.checkpoints.damage import broken, shown
 from kilotron.checkpoints.hub_snapshot import CONFIG_FILE, find_hub_snapshot
 from kilotron.checkpoints.megatron_folder import folder_around, is_megatron_folder
@@ -20,7 +20,6 @@ __all__ = ["CONFIG_FILE", "check_local_folder", "find_checkpoint_folder", "is_hu
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MAX_INNER = 100  # folders looked into for a hint
-MAX_ENTRIES = 10_000  # of a folder looked at for a hint; a wrong path may lead anywhere
 
 
 def find_checkpoint_folder(source: str | Path, *, revision: str | None = None) -> Path:
@@ -62,7 +61,7 @@ def check_local_folder(source: str) -> None:
 
 def is_huggingface_folder(folder: Path) -> bool:
     """Whether it has a configuration and weights, whatever else lies beside them."""
-    entries = _entries(folder)
+    entries = list_entries(folder)
     return CONFIG_FILE in entries and _has_weights(entries)
 
 
@@ -75,21 +74,13 @@ def _similar_folder(path: Path) -> str:
     wanted = path
     while not path.parent.is_dir() and path.parent != path:
         path = path.parent
-    siblings = [entry for entry in _entries(path.parent) if (path.parent / entry).is_dir()]
+    siblings = [entry for entry in list_entries(path.parent) if (path.parent / entry).is_dir()]
     nearest = difflib.get_close_matches(path.name, siblings, n=1)
     if not nearest:
         return ""
     meant = path.parent / nearest[0]
     whole = meant / wanted.relative_to(path)
     return f"did you mean {whole if whole.is_dir() else meant}?"
-
-
-def _entries(folder: Path) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in islice(entries, MAX_ENTRIES))
-    except (OSError, ValueError):  # a hint is not worth a second error
-        return []
 
 
 def _explain_file(path: Path) -> CheckpointError:
@@ -107,7 +98,7 @@ def _refuse_other_formats(folder: Path) -> None:
         return
     if (around := folder_around(folder)) is not None:
         raise CheckpointError(f"{folder} is one rank's part of a Megatron checkpoint; give its folder, {around}")
-    entries = _entries(folder)
+    entries = list_entries(folder)
     if "adapter_config.json" in entries:
         raise CheckpointError(
             f"{folder} is a LoRA adapter; this version reads whole models: merge it into its base model first"

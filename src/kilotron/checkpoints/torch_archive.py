@@ -11,7 +11,7 @@ from kilotron.checkpoints.damage import broken, shown
 from kilotron.checkpoints.inert_values import RefusedPickleError, StorageType, StoredStorage
 from kilotron.checkpoints.mapped_file import MappedFile
 from kilotron.checkpoints.restricted_unpickler import MAX_PICKLE_BYTES, read_pickle
-from kilotron.checkpoints.safetensors_file import TORCH_NAME_OF_DTYPE
+from kilotron.checkpoints.safetensors_file import DTYPE_OF_TORCH_NAME
 from kilotron.checkpoints.safetensors_header import BITS_OF_DTYPE
 from kilotron.errors import BrokenCheckpointError
 
@@ -19,7 +19,6 @@ MAX_DIRECTORY_BYTES = 32_000_000
 ZIP_START = b"PK\x03\x04"
 OLD_TORCH_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 LOCAL_HEADER_BYTES = 30
-_BITS = {torch_name: BITS_OF_DTYPE[name] for name, torch_name in TORCH_NAME_OF_DTYPE.items()}
 
 
 def read_torch_archive(file: MappedFile, offset: int = 0, num_bytes: int | None = None) -> Any:
@@ -96,7 +95,7 @@ class _Archive:
 
     def _find_storage(self, kind: StorageType, key: str, num_elements: int) -> StoredStorage:
         start, num_bytes = self.entries.get(f"data/{key}", (0, -1))
-        needed = num_elements * _BITS[kind.dtype] // 8
+        needed = num_elements * BITS_OF_DTYPE[DTYPE_OF_TORCH_NAME[kind.dtype]] // 8
         if num_bytes != needed:
             found = "none" if num_bytes < 0 else f"one of {num_bytes}"
             raise RefusedPickleError(f"{found} in place of a storage data/{key[:100]} of {needed} bytes")

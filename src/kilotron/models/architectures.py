@@ -14,7 +14,7 @@ from kilotron.checkpoints import weight_names
 from kilotron.checkpoints.weight_names import WeightNames
 from kilotron.models.config_fields import ConfigFields
 from kilotron.models.rope_fields import read_rope, read_rope_scaling, rope_section
-from kilotron.models.transformer_config import LatentAttention, TransformerConfig
+from kilotron.models.transformer_config import LatentAttention, TransformerConfig, yarn_magnitude
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ACTIVATIONS = {
@@ -283,9 +283,7 @@ def _yarn_magnitude(fields: ConfigFields) -> float:
     """What DeepSeek's queries and keys each are multiplied by when their rotation is stretched."""
     rope = rope_section(fields)
     scaling, multiplier = read_rope_scaling(fields, rope), rope.number("mscale_all_dim", 0.0)
-    if scaling is None or scaling.factor <= 1:
-        return 1.0
-    return 0.1 * multiplier * math.log(scaling.factor) + 1.0
+    return 1.0 if scaling is None else yarn_magnitude(scaling.factor, multiplier)
 
 
 def _sizes(fields: ConfigFields) -> dict[str, Any]:

@@ -1,9 +1,13 @@
 """ConfigFields: typed access to a config.json, with errors that name the field and its value."""
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
+from kilotron.checkpoints.damage import shown
 from kilotron.errors import CheckpointError
+
+MAX_LAYERS = 100_000  # what is told of each layer takes memory, before any weight is looked for
 
 
 class ConfigFields:
@@ -19,8 +23,10 @@ class ConfigFields:
     def integer(self, name: str, default: int | None = None) -> int:
         """A whole number."""
         value = self._value(name, default)
-        if isinstance(value, bool) or not isinstance(value, int):
+        if not _is_integer(value):
             raise self.wrong(name, "a whole number")
+        if value > MAX_LAYERS and "layer" in name:
+            raise self.wrong(name, f"a number up to {MAX_LAYERS}")
         return value
 
     def count(self, name: str, default: int | None = None) -> int:
@@ -58,9 +64,7 @@ class ConfigFields:
     def numbers(self, name: str) -> tuple[float, ...]:
         """A list of numbers, empty when absent."""
         value = self.values.get(name) or []
-        if not isinstance(value, list) or any(
-            isinstance(one, bool) or not isinstance(one, int | float) for one in value
-        ):
+        if not isinstance(value, list) or not all(map(_is_number, value)):
             raise self.wrong(name, "a list of numbers")
         return tuple(float(one) for one in value)
 
@@ -68,7 +72,7 @@ class ConfigFields:
         """A list of whole numbers, or a single one; empty when absent."""
         value = self.values.get(name)
         value = [] if value is None else value if isinstance(value, list) else [value]
-        if any(isinstance(one, bool) or not isinstance(one, int) for one in value):
+        if not all(map(_is_integer, value)):
             raise self.wrong(name, "a whole number or a list of them")
         return tuple(value)
 
@@ -88,7 +92,7 @@ class ConfigFields:
 
     def wrong(self, name: str, wanted: str) -> CheckpointError:
         """The error for a field that is not as it should be."""
-        return CheckpointError(f"{self.source}: {name} = {self.values.get(name)!r}: {wanted} is needed")
+        return CheckpointError(f"{self.source}: {name} = {shown(self.values.get(name))}: {wanted} is needed")
 
     def _value(self, name: str, default: Any) -> Any:
         value = self.values.get(name)
@@ -99,5 +103,10 @@ class ConfigFields:
         return value
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_integer(value: Any) -> TypeGuard[int]:
+    """Larger ones than 64 bits hold are no sizes, and overflow in arithmetic."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return _is_integer(value) or (isinstance(value, float) and math.isfinite(value))

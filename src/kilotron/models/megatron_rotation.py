@@ -4,11 +4,12 @@ import math
 from typing import Any
 
 from kilotron.models.config_fields import ConfigFields
-from kilotron.models.transformer_config import RopeScaling
+from kilotron.models.transformer_config import RopeScaling, yarn_magnitude
 
 KINDS = {"learned_absolute": "learned", "rope": "rope", "yarn": "rope", "none": "none"}
 # Of Llama 3.1; fixed in Megatron.
 LLAMA3_LENGTH = 8192
+LEAST_FACTOR = 2**-20
 
 
 def read_positions(args: ConfigFields) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def _latent_rotation(args: ConfigFields, kind: str) -> dict[str, Any]:
     if _no_rope_layers(args):
         raise args.wrong("no_rope_freq", "nothing, with multi_latent_attention,")
     # Whatever the rope_type: Megatron multiplies by it always.
-    magnitude = _magnitude(args.number("rotary_scaling_factor", 40.0), args.number("mscale_all_dim", 0.0))
+    magnitude = yarn_magnitude(args.number("rotary_scaling_factor", 40.0), args.number("mscale_all_dim", 0.0))
     head_size = args.count("qk_head_dim", 128) + args.count("qk_pos_emb_head_dim", 64)
     return {
         "rotary_base": args.number("rotary_base", 10000.0),
@@ -78,7 +79,7 @@ def _scaling(args: ConfigFields) -> RopeScaling | None:
     if not args.flag("use_rope_scaling", args.values.get("rope_scaling") is True):
         if factor is None or factor == 1:
             return None
-        if factor <= 0:
+        if factor < LEAST_FACTOR:
             raise args.wrong("rotary_seq_len_interpolation_factor", "a number above 0")
         original = max(math.ceil(_longest_sequence(args) / factor), 1)
         return RopeScaling(kind="linear", factor=factor, original_max_position_embeddings=original)
@@ -104,16 +105,11 @@ def _yarn(args: ConfigFields, prefix: str) -> RopeScaling:
         kind="yarn",
         factor=factor,
         original_max_position_embeddings=args.count(original, args.count("original_max_position_embeddings", 4096)),
-        attention_factor=_magnitude(factor, mscale) / _magnitude(factor, mscale_all_dim),
+        attention_factor=yarn_magnitude(factor, mscale) / yarn_magnitude(factor, mscale_all_dim),
         beta_fast=number("beta_fast", 32.0),
         beta_slow=number("beta_slow", 1.0),
         truncate=args.flag(f"{prefix}correction_range_round_to_int", True),
     )
-
-
-def _magnitude(factor: float, multiplier: float) -> float:
-    """Yarn's growth of attention with the stretch."""
-    return 1.0 if factor <= 1 else 0.1 * multiplier * math.log(factor) + 1.0
 
 
 def _no_rope_layers(args: ConfigFields) -> tuple[bool, ...]:

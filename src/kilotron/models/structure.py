@@ -1,6 +1,5 @@
 """Compares the structures of two models: what one form can say in several ways counts once."""
 
-import math
 from dataclasses import fields, replace
 from typing import Any
 
@@ -50,9 +49,5 @@ def plain_scaling(scaling: RopeScaling | None) -> RopeScaling | None:
     """The scaling in one form; of yarn, what its two multipliers come to, as one factor."""
     if scaling is None or scaling.kind != "yarn":
         return scaling
-    growth = 0.0 if scaling.factor <= 1 else 0.1 * math.log(scaling.factor)
-    multipliers = (scaling.mscale, scaling.mscale_all_dim) if scaling.mscale and scaling.mscale_all_dim else (1.0, 0.0)
-    factor = (multipliers[0] * growth + 1.0) / (multipliers[1] * growth + 1.0)
-    if scaling.attention_factor is not None:
-        factor = scaling.attention_factor
-    return replace(scaling, attention_factor=round(factor, 12), mscale=None, mscale_all_dim=None)
+    factor = round(scaling.yarn_attention_factor, 12)
+    return replace(scaling, attention_factor=factor, mscale=None, mscale_all_dim=None)

@@ -3,6 +3,7 @@
 Checkpoint readers fill it in; the model modules read it. Knows nothing of file formats and holds no weights.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -38,6 +39,11 @@ POSITIVE_NUMBERS = (
 )  # fmt: skip
 
 
+def yarn_magnitude(factor: float, multiplier: float) -> float:
+    """How yarn lets attention grow with the stretch."""
+    return 1.0 if factor <= 1 else 0.1 * multiplier * math.log(factor) + 1.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeScaling:
     """How rotary frequencies are stretched beyond the length a model was first trained on."""
@@ -65,6 +71,15 @@ class RopeScaling:
     """longrope: one divisor per frequency, for sequences up to the original length."""
     long_factor: tuple[float, ...] = ()
     """longrope: the same for longer sequences."""
+
+    @property
+    def yarn_attention_factor(self) -> float:
+        """What yarn multiplies cos and sin by."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.mscale and self.mscale_all_dim:
+            return yarn_magnitude(self.factor, self.mscale) / yarn_magnitude(self.factor, self.mscale_all_dim)
+        return yarn_magnitude(self.factor, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

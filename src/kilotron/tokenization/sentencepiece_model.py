@@ -39,15 +39,17 @@ def load_sentencepiece_model(file: Path) -> SentencePieceTokenizer:
         TokenizerError: it is no such file, or of a type that is not read.
     """
     try:
-        content = read_vocabulary(file)
-        fields = list(_fields(content))
-        pieces = [_piece(value) for number, value in fields if number == PIECES and isinstance(value, bytes)]
-        trainer = _message(fields, TRAINER)
-        normalizer = _message(fields, NORMALIZER)
-        if isinstance(character_map := normalizer.get(CHARACTER_MAP), bytes) and character_map:
-            check_character_map(character_map)
+        return _read_model(file)
+    except TokenizerError:
+        raise
     except (OSError, ValueError, IndexError, struct.error) as error:
         raise TokenizerError(f"{file} cannot be read as a model of SentencePiece: {error}") from error
+
+
+def _read_model(file: Path) -> SentencePieceTokenizer:
+    fields = list(_fields(read_vocabulary(file)))
+    pieces = [_piece(value) for number, value in fields if number == PIECES and isinstance(value, bytes)]
+    trainer, normalizer = _message(fields, TRAINER), _message(fields, NORMALIZER)
     kind = MODEL_TYPES.get(_number(trainer, MODEL_TYPE, 1))
     if kind is None or _number(trainer, SUFFIX_BLANKS, 0):
         raise TokenizerError(
@@ -99,6 +101,7 @@ def _describe_normalizer(normalizer: dict[int, Any]) -> dict[str, Any]:
     steps: list[dict[str, Any]] = []
     character_map = normalizer.get(CHARACTER_MAP)
     if isinstance(character_map, bytes) and character_map:
+        check_character_map(character_map)
         encoded = base64.b64encode(character_map).decode("ascii")
         steps.append({"type": "Precompiled", "precompiled_charsmap": encoded})
     if _number(normalizer, NO_EXTRA_BLANKS, 1):
@@ -151,7 +154,7 @@ def _message(fields: list[tuple[int, Any]], wanted: int) -> dict[int, Any]:
 def _number(fields: dict[int, Any], number: int, default: int) -> int:
     value = fields.get(number, default)
     if not isinstance(value, int):
-        raise TypeError(f"field {number} is no whole number")
+        raise ValueError(f"field {number} is no whole number")
     return value - (1 << 64) if value >= 1 << 63 else value
 
 

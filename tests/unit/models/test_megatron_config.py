@@ -1,5 +1,6 @@
 """The arguments that Megatron saves become the TransformerConfig they mean, traps included."""
 
+import contextlib
 import math
 from typing import Any
 
@@ -313,3 +314,23 @@ def test_without_arguments_the_structure_is_unknown() -> None:
 def test_a_layer_specification_of_ones_own_is_told(caplog: pytest.LogCaptureFixture) -> None:
     read(spec=["somewhere.layers", "build"])
     assert "somewhere.layers" in caplog.text
+
+
+@pytest.mark.parametrize("args", [{}, {"window_size": (3, 0)}, EXPERTS, {"no_rope_freq": 2}])
+def test_more_layers_than_memory_holds_are_refused_at_once(args: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match="num_layers = 1000000000000: a number up to 100000 is needed"):
+        read(num_layers=10**12, **args)
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), math.nan, math.inf, 5e-324], ids=range(5))
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hidden_size", "kv_channels", "qk_head_dim", "rotary_base", "rotary_percent", "mscale", "layernorm_epsilon",
+        "rotary_scaling_factor", "rotary_seq_len_interpolation_factor", "max_position_embeddings",
+    ],
+)  # fmt: skip
+def test_a_number_without_measure_is_read_or_refused_but_never_breaks(name: str, value: float) -> None:
+    for kind in ({"position_embedding_type": "rope"}, LATENT):
+        with contextlib.suppress(CheckpointError):
+            read(**{**kind, name: value})

@@ -107,8 +107,22 @@ def test_one_of_gpt2s_files_stands_for_both(tmp_path: Path) -> None:
         field(1, field(1, 7)),
         field(1, b""[:0]) + field(2, field(3, 3)),
         field(1, field(1, b"a")) + field(2, field(24, 1)),
+        field(1, field(1, b"a") + field(3, b"x")),
+        field(1, field(1, b"a")) + field(2, field(3, b"x")),
+        field(1, field(1, b"a")) + field(3, field(3, b"x")),
     ],
-    ids=["empty", "no buffer", "cut short", "no UTF-8", "no text", "words", "suffix blanks"],
+    ids=[
+        "empty",
+        "no buffer",
+        "cut short",
+        "no UTF-8",
+        "no text",
+        "words",
+        "suffix blanks",
+        "kind",
+        "type",
+        "prefix",
+    ],
 )
 def test_a_file_that_is_no_sentencepiece_model_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.model").write_bytes(content)

@@ -75,7 +75,7 @@ def make_rotary_embedding(config: TransformerConfig, device: torch.device, max_s
         frequencies = _llama3_frequencies(frequencies, scaling)
     elif scaling.kind == "yarn":
         frequencies = _yarn_frequencies(base, channels, scaling)
-        attention_factor = _yarn_attention_factor(scaling)
+        attention_factor = scaling.yarn_attention_factor
     else:
         frequencies = _longrope_frequencies(base, channels, scaling, max_sequence_length)
         attention_factor = _longrope_attention_factor(scaling)
@@ -121,18 +121,6 @@ def _yarn_frequencies(base: float, channels: int, scaling: RopeScaling) -> Tenso
     divided_share = ((torch.arange(channels // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
     frequencies = _plain_frequencies(base, channels)
     return frequencies / scaling.factor * divided_share + frequencies * (1 - divided_share)
-
-
-def _yarn_attention_factor(scaling: RopeScaling) -> float:
-    if scaling.attention_factor is not None:
-        return scaling.attention_factor
-
-    def magnitude(multiplier: float) -> float:
-        return 1.0 if scaling.factor <= 1 else 0.1 * multiplier * math.log(scaling.factor) + 1.0
-
-    if scaling.mscale and scaling.mscale_all_dim:
-        return magnitude(scaling.mscale) / magnitude(scaling.mscale_all_dim)
-    return magnitude(1.0)
 
 
 def _longrope_frequencies(base: float, channels: int, scaling: RopeScaling, max_sequence_length: int) -> Tensor:
