@@ -285,7 +285,7 @@ def test_sizes_that_contradict_are_refused() -> None:
 
 @pytest.mark.parametrize("make", [make_model, make_encoder_decoder])
 def test_padding_of_the_vocabulary_is_never_searched_or_scored(make: Any) -> None:
-    model = make(vocab_size=60, unpadded_vocab_size=40)
+    model = make(vocab_size=300, unpadded_vocab_size=40)
     engine = MCoreEngine(make_controller(wrap_model(model), None), max_batch_size=40)
     params = SamplingParams(beam_width=40, num_return_gen=40, max_tokens=1, ignore_eos=True)
     beams = engine.generate([[1, 2, 3]], params)[0].beams
