@@ -18,11 +18,10 @@ from kilotron.checkpoints.checkpoint import Checkpoint
 from kilotron.checkpoints.open_checkpoint import open_checkpoint
 from kilotron.checkpoints.read_ahead import start_reading_ahead
 from kilotron.config import InferenceConfig, MachineFacts, ModelFacts, ResolvedConfig, resolve
-from kilotron.engines.default_parts import make_encoder_limits
+from kilotron.engines.default_parts import make_intake, make_limits
 from kilotron.engines.dynamic_engine import DynamicInferenceEngine
-from kilotron.engines.request_intake import RequestIntake, RequestLimits
 from kilotron.errors import ConfigError, SamplingParamsError
-from kilotron.kernels.interface import KernelBackend, KVShape
+from kilotron.kernels.interface import KernelBackend
 from kilotron.kernels.registry import choose_backend, choose_device
 from kilotron.models.config_fields import ConfigFields
 from kilotron.models.encoder_decoder_architectures import with_generation_config
@@ -36,7 +35,6 @@ from kilotron.models.weight_loading import OnProgress, load_weights
 from kilotron.sampling.sampler import Sampler
 from kilotron.sampling.sampling_table import SamplingTable
 from kilotron.sampling_params import SamplingParams
-from kilotron.scheduling.step_planner import SchedulerLimits
 from kilotron.tokenization import Tokenizer
 from kilotron.trace import Trace
 
@@ -211,12 +209,8 @@ def _build(
     wrapper = parts.wrapper(model)
     # An encoder's input is computed in one step, together with a token of the decoder.
     max_encoder_length = min(config.max_sequence_length, config.max_tokens - 1) if wrapper.encoder_decoder else 0
-    shape = KVShape(
-        num_layers=model.config.num_layers,
-        num_blocks=config.num_blocks,
-        block_size=options.block_size_tokens,
-        num_query_groups=model.config.num_query_groups,
-        kv_channels=model.config.kv_channels,
+    shape = replace(
+        wrapper.cache_shape(config.num_blocks, options.block_size_tokens),
         dtype=getattr(torch, config.dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype),
     )
     with phases.measure("KV cache set aside", config.kv_cache_bytes):
@@ -235,14 +229,9 @@ def _build(
     )
     sampler = Sampler(table, model.kernels, logprobs_mode=options.logprobs_mode)
     controller = parts.controller(wrapper, tokenizer, table=table, sampler=sampler)
-    limits = RequestLimits(
-        vocab_size=model.config.num_tokens,
-        max_sequence_length=config.max_sequence_length,
-        eos_ids=_eos_ids(generation_config, model.config, tokenizer),
-        encoder=make_encoder_limits(wrapper, tokenizer, max_encoder_length),
-    )
-    intake = RequestIntake(controller, limits, random_seed=options.random_seed)
-    scheduler = parts.scheduler(_scheduler_limits(config), config.num_blocks)
+    named_eos_ids = ConfigFields(generation_config, "generation_config.json").integers("eos_token_id")
+    intake = make_intake(controller, context, options.random_seed, eos_ids=frozenset(named_eos_ids))
+    scheduler = parts.scheduler(make_limits(options, context, config.max_tokens), config.num_blocks)
     return Assembly(
         engine=parts.engine(controller, context, scheduler=scheduler, intake=intake),
         name=origin.name,
@@ -259,20 +248,6 @@ def _build(
     )
 
 
-def _scheduler_limits(config: ResolvedConfig) -> SchedulerLimits:
-    options = config.options
-    return SchedulerLimits(
-        block_size=options.block_size_tokens,
-        max_requests=options.max_requests,
-        max_tokens=config.max_tokens,
-        max_logits_tokens=options.max_logits_tokens,
-        max_waiting_requests=options.max_waiting_requests,
-        aging_steps=options.aging_steps,
-        enable_prefix_caching=options.enable_prefix_caching,
-        enable_chunked_prefill=options.enable_chunked_prefill,
-    )
-
-
 def _model_facts(config: TransformerConfig) -> ModelFacts:
     kv_heads = 2 * config.num_layers * config.num_query_groups
     return ModelFacts(
@@ -285,20 +260,6 @@ def _model_facts(config: TransformerConfig) -> ModelFacts:
 
 def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _eos_ids(
-    generation_config: Mapping[str, Any], config: TransformerConfig, tokenizer: Tokenizer | None
-) -> frozenset[int]:
-    """The ids that end a text: generation_config.json's, else config.json's, else the tokenizer's."""
-    named = ConfigFields(generation_config, "generation_config.json").integers("eos_token_id")
-    if named:
-        return frozenset(named)
-    if config.eos_token_ids:
-        return frozenset(config.eos_token_ids)
-    if tokenizer is not None and tokenizer.eos_id is not None:
-        return frozenset((tokenizer.eos_id,))
-    return frozenset()
 
 
 def _sampling_defaults(generation_config: Mapping[str, Any]) -> SamplingParams:

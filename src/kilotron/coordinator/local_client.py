@@ -51,7 +51,7 @@ class LocalClient:
         scheduler = self._engine.scheduler
         load = EngineLoad(
             num_steps=scheduler.step,
-            num_running=len(scheduler.running),
+            num_running=scheduler.num_running,
             num_waiting=len(scheduler.waiting),
             num_blocks_owned=scheduler.allocator.num_owned,
             num_preemptions=scheduler.num_preemptions,

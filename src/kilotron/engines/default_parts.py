@@ -1,6 +1,5 @@
 """What an engine is made of where its builder does not say: limits, intake and a static context."""
 
-from dataclasses import asdict
 from typing import Any
 
 from kilotron.config import InferenceConfig, default_max_tokens
@@ -22,45 +21,48 @@ _UNLIMITED_LENGTH = 4096
 """Of a model that sets no limit."""
 
 
-def default_limits(context: DynamicInferenceContext) -> SchedulerLimits:
+def make_limits(options: InferenceConfig, context: DynamicInferenceContext, max_tokens: int) -> SchedulerLimits:
     """A scheduler's, for a context of this size."""
-    options = asdict(InferenceConfig())
-    max_tokens, _ = default_max_tokens(context.storage.device_type)
     return SchedulerLimits(
         block_size=context.shape.block_size,
         max_requests=context.max_requests,
         max_tokens=max_tokens,
-        **{
-            name: options[name]
-            for name in (
-                "max_logits_tokens",
-                "max_waiting_requests",
-                "aging_steps",
-                "enable_prefix_caching",
-                "enable_chunked_prefill",
-            )
-        },
+        max_logits_tokens=options.max_logits_tokens,
+        max_waiting_requests=options.max_waiting_requests,
+        aging_steps=options.aging_steps,
+        enable_prefix_caching=options.enable_prefix_caching,
+        enable_chunked_prefill=options.enable_chunked_prefill,
     )
 
 
+def default_limits(context: DynamicInferenceContext) -> SchedulerLimits:
+    """The same where nobody says anything."""
+    max_tokens, _ = default_max_tokens(context.storage.device_type)
+    return make_limits(InferenceConfig(), context, max_tokens)
+
+
 def make_intake(
-    controller: TextGenerationController, context: DynamicInferenceContext, random_seed: int | None = None
+    controller: TextGenerationController,
+    context: DynamicInferenceContext,
+    random_seed: int | None = None,
+    *,
+    eos_ids: frozenset[int] = frozenset(),
 ) -> RequestIntake:
-    """Knows what the controller's model and tokenizer allow."""
+    """Knows what the controller's model and tokenizer allow. `eos_ids` go before those that the model names."""
     model, tokenizer = controller.inference_wrapped_model, controller.tokenizer
-    eos_ids = model.eos_ids
+    eos_ids = eos_ids or model.eos_ids
     if not eos_ids and tokenizer is not None and tokenizer.eos_id is not None:
         eos_ids = frozenset((tokenizer.eos_id,))
     limits = RequestLimits(
         vocab_size=model.vocab_size,
         max_sequence_length=context.max_sequence_length,
         eos_ids=eos_ids,
-        encoder=make_encoder_limits(model, tokenizer, context.max_encoder_length),
+        encoder=_encoder_limits(model, tokenizer, context.max_encoder_length),
     )
     return RequestIntake(controller, limits, random_seed=random_seed)
 
 
-def make_encoder_limits(
+def _encoder_limits(
     model: AbstractModelInferenceWrapper, tokenizer: Tokenizer | None, max_encoder_length: int
 ) -> EncoderLimits | None:
     """What a model allows of its encoder's inputs; None where it has no encoder."""

@@ -127,7 +127,7 @@ class DynamicInferenceEngine(AbstractEngine):
             num_prefix_tokens_hit=counts.hit,
             num_preemptions=scheduler.num_preemptions,
             num_requests_finished=self._counts.finished.copy(),
-            num_running=len(scheduler.running),
+            num_running=scheduler.num_running,
             num_waiting=len(scheduler.waiting),
             num_blocks_owned=allocator.num_owned,
             num_blocks_cached=allocator.cache.num_unowned,

@@ -82,16 +82,8 @@ class ProfiledWrapper(GPTInferenceWrapper):
         return self.trace.run(super().run_one_forward_step, batch, name="run", category=HOP)
 
 
-class ProfiledT5Wrapper(T5InferenceWrapper):
+class ProfiledT5Wrapper(ProfiledWrapper, T5InferenceWrapper):
     """Records `run`, encoder and decoder together."""
-
-    def __init__(self, *args: Any, trace: Trace) -> None:
-        super().__init__(*args)
-        self.trace = trace
-
-    def run_one_forward_step(self, batch: InferenceBatch) -> Tensor:
-        """See `T5InferenceWrapper`."""
-        return self.trace.run(super().run_one_forward_step, batch, name="run", category=HOP)
 
 
 def wrap_profiled_model(model: GPTModel, *, trace: Trace) -> GPTInferenceWrapper:
@@ -117,20 +109,8 @@ class ProfiledController(TextGenerationController):
         return self.trace.run(super().sample_rows, logits, slots, positions, name="sample", category=HOP)
 
 
-class ProfiledEncoderDecoderController(EncoderDecoderTextGenerationController):
-    """Records `generate` and the `sample` in it."""
-
-    def __init__(self, *args: Any, trace: Trace, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.trace = trace
-
-    def generate_step(self, plan: StepPlan, batch: InferenceBatch) -> StepResult:
-        """See `TextGenerationController`."""
-        return self.trace.run(super().generate_step, plan, batch, name="generate", category=HOP)
-
-    def sample_rows(self, logits: Tensor, slots: list[int], positions: list[int]) -> SampledTokens:
-        """See `TextGenerationController`."""
-        return self.trace.run(super().sample_rows, logits, slots, positions, name="sample", category=HOP)
+class ProfiledEncoderDecoderController(ProfiledController, EncoderDecoderTextGenerationController):
+    """The same for encoder-decoder models."""
 
 
 def make_profiled_controller(

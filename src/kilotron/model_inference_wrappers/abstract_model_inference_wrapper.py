@@ -27,14 +27,28 @@ class AbstractModelInferenceWrapper(ABC):
     inference_context: DynamicInferenceContext | None = None
     """The context of an engine that is to be built around this wrapper."""
 
-    def __init__(self, model: Any = None, inference_wrapper_config: object = None) -> None:
-        """Keeps both, as Megatron's wrappers do; one that needs neither need not call this.
+    def __init__(
+        self,
+        model: Any = None,
+        inference_wrapper_config: object = None,
+        inference_context: DynamicInferenceContext | None = None,
+    ) -> None:
+        """Keeps all three, as Megatron's wrappers do; one that needs none of them need not call this.
+
+        Args:
+            model: whatever the wrapper runs.
+            inference_wrapper_config: what Megatron's scripts give here: an `InferenceWrapperConfig`, parsed arguments,
+                or the inference context.
+            inference_context: the context of an engine that is to be built around this wrapper.
 
         Raises:
-            ConfigError: the config is neither an `InferenceWrapperConfig` nor parsed arguments.
+            ConfigError: the config is none of these.
         """
+        if isinstance(inference_wrapper_config, DynamicInferenceContext):
+            inference_wrapper_config, inference_context = None, inference_wrapper_config
         self.model = model
         self.inference_wrapper_config = InferenceWrapperConfig.of(inference_wrapper_config)
+        self.inference_context = inference_context
 
     @property
     def vocab_size(self) -> int:

@@ -18,7 +18,11 @@ from kilotron.models.inference_batch import InferenceBatch
 
 
 class WindowedModel(Protocol):
-    """The three methods of Megatron's wrappers, and the size of the vocabulary."""
+    """The three methods of Megatron's wrappers, and the size of the vocabulary.
+
+    Or as they are since core 0.10, with a `prep_inference_input(prompts_tokens)` whose result becomes the first
+    argument of `get_batch_for_context_window`; then `prep_model_for_inference()` is called once, without tokens.
+    """
 
     @property
     def vocab_size(self) -> int:
@@ -52,14 +56,17 @@ class ContextWindowWrapper(AbstractModelInferenceWrapper):
     """
 
     def __init__(self, windowed: WindowedModel) -> None:
-        super().__init__(windowed, getattr(windowed, "inference_wrapper_config", None))
-        self.windowed = windowed
+        config = getattr(windowed, "inference_wrapper_config", None)
+        super().__init__(windowed, config, getattr(windowed, "inference_context", None))
+        self.windowed: Any = windowed
+        self._prep_inference_input = getattr(windowed, "prep_inference_input", None)
         self._backend = TokenHistoryBackend()
 
     @property
     def vocab_size(self) -> int:
         """The model's."""
-        return self.windowed.vocab_size
+        vocab_size: int = self.windowed.vocab_size
+        return vocab_size
 
     @property
     def kernels(self) -> TokenHistoryBackend:
@@ -88,6 +95,11 @@ class ContextWindowWrapper(AbstractModelInferenceWrapper):
             dtype=torch.int64,
         )
 
+    def prep_model_for_inference(self, prompts_tokens: Tensor | None = None) -> None:
+        """Prepares a model whose tokens come otherwise."""
+        if self._prep_inference_input is not None:
+            self.windowed.prep_model_for_inference()
+
     def run_one_forward_step(self, batch: InferenceBatch) -> Tensor:
         """Logits of each row that needs some; rows of which only more prompt is taken in cost nothing."""
         rows: AttentionRows = batch.attention
@@ -111,8 +123,7 @@ class ContextWindowWrapper(AbstractModelInferenceWrapper):
     def _run(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """[length] ids -> [positions, padded vocabulary] float32"""
         length = len(tokens)
-        self.windowed.prep_model_for_inference(tokens[None])
-        logits = self.windowed.run_one_forward_step(self.windowed.get_batch_for_context_window(0, length))
+        logits = self.windowed.run_one_forward_step(self._window(tokens))
         is_last_enough = len(positions) == 1 and int(positions[0]) == length - 1
         if is_last_enough and logits.shape[:-1] == (1, 1):
             positions = torch.tensor([0])
@@ -124,6 +135,14 @@ class ContextWindowWrapper(AbstractModelInferenceWrapper):
         if logits.shape[-1] < self.vocab_size:
             raise ConfigError(f"the model gave {logits.shape[-1]} logits for a vocabulary of {self.vocab_size}")
         return logits[0].float().to(self._backend.device)[positions]
+
+    def _window(self, tokens: Tensor) -> Any:
+        """The model's input for the whole of a sequence."""
+        if self._prep_inference_input is not None:
+            prepared = self._prep_inference_input(tokens[None])
+            return self.windowed.get_batch_for_context_window(prepared, 0, len(tokens))
+        self.windowed.prep_model_for_inference(tokens[None])
+        return self.windowed.get_batch_for_context_window(0, len(tokens))
 
 
 def as_batch_wrapper(wrapper: Any) -> AbstractModelInferenceWrapper:

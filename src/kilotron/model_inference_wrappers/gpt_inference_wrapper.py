@@ -15,9 +15,8 @@ class GPTInferenceWrapper(AbstractModelInferenceWrapper):
 
     Args:
         model: with its weights.
-        inference_wrapper_config: what Megatron's scripts give here: an `InferenceWrapperConfig`, parsed arguments, or
-            the inference context. None of them is needed.
-        inference_context: the context of an engine that is to be built around this wrapper.
+        inference_wrapper_config: see `AbstractModelInferenceWrapper`; not needed.
+        inference_context: likewise.
 
     Raises:
         ConfigError: the config speaks of another model, or the model has an encoder.
@@ -29,11 +28,8 @@ class GPTInferenceWrapper(AbstractModelInferenceWrapper):
         inference_wrapper_config: object = None,
         inference_context: DynamicInferenceContext | None = None,
     ) -> None:
-        if isinstance(inference_wrapper_config, DynamicInferenceContext):
-            inference_wrapper_config, inference_context = None, inference_wrapper_config
-        super().__init__(model, inference_wrapper_config)
+        super().__init__(model, inference_wrapper_config, inference_context)
         self.model: GPTModel = model
-        self.inference_context = inference_context
         if model.config.encoder_decoder is not None and self.encoder_decoder is None:
             raise ConfigError("the model has an encoder; put it into a T5InferenceWrapper")
         if self.inference_wrapper_config is not None:

@@ -63,7 +63,8 @@ class InferenceWrapperConfig:
         for name, value, truth in stated:
             if value is not None and value != truth:
                 raise ConfigError(f"{name}={value}, but the model has {truth}; leave it out, or load another model")
-        if self.padded_vocab_size is not None and self.padded_vocab_size < config.vocab_size:
+        # Some scripts give the number of tokens here, without the padding.
+        if self.padded_vocab_size is not None and self.padded_vocab_size < config.num_tokens:
             raise ConfigError(
-                f"padded_vocab_size={self.padded_vocab_size}, but the model has {config.vocab_size} tokens"
+                f"padded_vocab_size={self.padded_vocab_size}, but the model has {config.num_tokens} tokens"
             )

@@ -54,6 +54,11 @@ class Scheduler:
         """Requests waiting or running."""
         return len(self._requests)
 
+    @property
+    def num_running(self) -> int:
+        """Requests that run; one with beams counts once."""
+        return max(len(self._requests) - len(self.waiting), 0)  # each may be a step old where another thread reads
+
     def check_admissible(self, request: InferenceRequest) -> None:
         """Says at once when a request can never run.
 

@@ -37,6 +37,13 @@ def test_figures_follow_the_requests() -> None:
     assert load.num_blocks_cached == 2
 
 
+def test_a_beam_search_is_one_running_request() -> None:
+    engine = make_scripted_engine()
+    engine.add_request("abc", SamplingParams(beam_width=4, max_tokens=4))
+    engine.step()
+    assert (engine.read_load().num_running, engine.read_load().num_waiting) == (1, 0)
+
+
 def test_ends_are_counted_by_reason() -> None:
     engine = make_scripted_engine(FailingWrapper())
     engine.generate(["!"], GREEDY)

@@ -1,11 +1,13 @@
 """The static engine: the dynamic engine's tokens in batches that run out, behind Megatron's interface."""
 
 import asyncio
+import math
 from typing import Any
 
 import pytest
 
 from fakes import VOCAB_SIZE, make_encoder_decoder, make_llm, make_model
+from kilotron.apis.engine_parts import make_controller, wrap_model
 from kilotron.contexts.static_context import StaticInferenceContext
 from kilotron.engines.static_engine import MCoreEngine, StaticInferenceEngine
 from kilotron.errors import (
@@ -279,6 +281,26 @@ def test_sizes_that_contradict_are_refused() -> None:
         make_engine(4, InferenceWrapperConfig(hidden_size=33))
     with pytest.raises(ConfigError, match="max_batch_size must be"):
         make_engine(-1)
+
+
+@pytest.mark.parametrize("make", [make_model, make_encoder_decoder])
+def test_padding_of_the_vocabulary_is_never_searched_or_scored(make: Any) -> None:
+    model = make(vocab_size=300, unpadded_vocab_size=40)
+    engine = MCoreEngine(make_controller(wrap_model(model), None), max_batch_size=40)
+    params = SamplingParams(beam_width=40, num_return_gen=40, max_tokens=1, ignore_eos=True)
+    beams = engine.generate([[1, 2, 3]], params)[0].beams
+    assert sorted(beam.token_ids for beam in beams) == [[token_id] for token_id in range(40)]
+    assert math.fsum(math.exp(beam.score) for beam in beams) == pytest.approx(1.0)
+    with pytest.raises(TokenOutOfRangeError):
+        engine.generate([[1]], SamplingParams(beam_width=2, allowed_token_ids=[40]))
+
+
+def test_a_config_may_give_the_vocabulary_with_or_without_its_padding() -> None:
+    model = make_model(vocab_size=60, unpadded_vocab_size=40)
+    for size in (40, 60):
+        assert GPTInferenceWrapper(model, InferenceWrapperConfig(padded_vocab_size=size)).vocab_size == 40
+    with pytest.raises(ConfigError, match="padded_vocab_size=39"):
+        GPTInferenceWrapper(model, InferenceWrapperConfig(padded_vocab_size=39))
 
 
 def test_a_context_belongs_to_one_engine() -> None:

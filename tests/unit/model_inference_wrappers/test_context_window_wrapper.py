@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kilotron.contexts.dynamic_context import DynamicInferenceContext
+from kilotron.contexts.static_context import StaticInferenceContext
 from kilotron.engines.dynamic_engine import DynamicInferenceEngine
 from kilotron.engines.static_engine import MCoreEngine
 from kilotron.errors import ConfigError
@@ -58,6 +59,27 @@ class RecurrentWrapper:
         return self.model(inference_input[0])
 
 
+class TodaysWrapper(AbstractModelInferenceWrapper):
+    """As Megatron's wrappers are since core 0.10."""
+
+    vocab_size = VOCAB_SIZE
+
+    def __init__(self, model: nn.Module, config: InferenceWrapperConfig, context: StaticInferenceContext) -> None:
+        super().__init__(model, config, context)
+
+    def prep_model_for_inference(self) -> None:  # type: ignore[override]
+        self.model.eval()
+
+    def prep_inference_input(self, prompts_tokens: Tensor) -> dict[str, Any]:
+        return {"tokens": prompts_tokens}
+
+    def get_batch_for_context_window(self, inference_input: dict[str, Any], start: int, end: int) -> dict[str, Any]:
+        return {"tokens": inference_input["tokens"][:, start:end]}
+
+    def run_one_forward_step(self, inference_input: dict[str, Any]) -> Tensor:  # type: ignore[override]
+        return self.model(inference_input["tokens"])
+
+
 def make_controller() -> TextGenerationController:
     return TextGenerationController(RecurrentWrapper(Recurrent()), ByteTokenizer())
 
@@ -83,6 +105,16 @@ def test_each_row_goes_on_as_the_model_alone_would() -> None:
     for engine in (MCoreEngine(make_controller(), max_batch_size=3), make_dynamic_engine()):
         requests = engine.generate(prompts, GREEDY)
         assert [one.generated_tokens for one in requests] == [expected_tokens(prompt, 12) for prompt in prompts]
+
+
+def test_todays_form_of_the_methods_works_with_the_wrappers_own_context() -> None:
+    config = InferenceWrapperConfig(inference_max_requests=2, inference_max_seq_length=40)
+    wrapper = TodaysWrapper(Recurrent(), config, StaticInferenceContext.from_config(config))
+    engine = MCoreEngine(TextGenerationController(wrapper, ByteTokenizer()))
+    assert engine.context is wrapper.inference_context
+    prompts = [[1], list(range(20)), [4, 5]]
+    requests = engine.generate(prompts, GREEDY)
+    assert [one.generated_tokens for one in requests] == [expected_tokens(prompt, 12) for prompt in prompts]
 
 
 def test_shared_prefixes_preemption_and_chunks_change_nothing() -> None:
