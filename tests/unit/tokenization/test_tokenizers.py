@@ -186,7 +186,7 @@ def test_a_broken_file_is_named_in_the_error(tmp_path: Path, name: str, content:
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(TokenizerError, match="not a folder"):
+    with pytest.raises(TokenizerError, match="no folder or file"):
         load_tokenizer(tmp_path / "nowhere")
 
 
