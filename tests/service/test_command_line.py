@@ -44,7 +44,8 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 
 def test_help_and_version_never_import_torch() -> None:
-    lines = ["--version", "--help", "generate --help", "chat --help", "score --help", "bench --help", "env --help"]
+    commands = ("generate", "chat", "serve", "score", "convert", "inspect", "bench", "env")
+    lines = ["--version", "--help", *(f"{command} --help" for command in commands)]
     program = (
         "import sys; from kilotron.cli.app import run\n"
         f"for line in {lines}: assert run(line.split()) == 0, line\n"

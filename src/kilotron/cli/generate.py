@@ -60,6 +60,8 @@ def generate(
       kilotron generate ./checkpoint -p "The sky is" -p "The sea is" --json
       kilotron generate ./checkpoint --temperature 0 --max-tokens 9 -p "2 + 2 ="
       kilotron generate ./checkpoint --beam-width 4 --num-return-gen 2 -p "Once"
+      kilotron generate ./megatron/iter_0001000 --tokenizer ./tokenizer -p "Once"
+      kilotron generate google/flan-t5-small -p "Translate to German: Good day"
       kilotron generate Qwen/Qwen3-0.6B --prompt-file in.jsonl --json > out.jsonl
       cat story.txt | kilotron generate ./checkpoint
     """

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kilotron.cli.prompt_sources import PromptSource
-from kilotron.engines.encoder_intake import EncoderDecoderPrompt
-from kilotron.engines.request_intake import Prompt
 from kilotron.errors import InvalidRequestError
 from kilotron.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from kilotron.apis.llm import MegatronLLM
+    from kilotron.engines.request_intake import Prompt
 
 DEFAULT_MAX_TOKENS = 256
 
@@ -22,7 +21,7 @@ class ReadyPrompt:
     """A prompt ready for the engine."""
 
     source: PromptSource
-    prompt: Prompt
+    prompt: "Prompt"
     """What the engine takes."""
     tokens: list[int]
     """Of the user's own text or ids."""
@@ -56,6 +55,8 @@ def make_ready(
     text = _text(llm, source, tokens)
     prompt: Prompt = tokens
     if source.encoder_prompt is not None:
+        from kilotron.engines.encoder_intake import EncoderDecoderPrompt
+
         prompt = EncoderDecoderPrompt(source.encoder_prompt, tokens)
     is_continued = not has_encoder or source.encoder_prompt is not None
     shown = f"{text}\n" if is_chat or not is_continued else text

@@ -76,6 +76,16 @@ class BeamFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             raise _wrong("n", f"n={self.n} exceeds best_of={self.best_of}, the number of beams")
         self._check_company()
 
+    def check_width(self, max_requests: int) -> None:
+        """Checks the beams against what the engine runs at once.
+
+        Raises:
+            HttpError: 400, naming the field that says how many there are.
+        """
+        if self.beam_width > max_requests:
+            message = f"this engine runs {max_requests} sequences at once, fewer than {self.beam_width} beams"
+            raise _wrong("best_of" if self.best_of else "n", message)
+
     def _check_company(self) -> None:
         """What cannot be had together with beam search."""
         for name, why in _NOT_WITH_BEAMS.items():

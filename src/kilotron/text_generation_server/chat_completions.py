@@ -60,6 +60,7 @@ class ChatCompletionsEndpoint:
         request, warnings = parse_request(body, ChatRequest, allow_unknown_fields=state.config.allow_unknown_fields)
         state.check_model(request.model)
         request.check_ids(state.facts.vocab_size)
+        request.check_width(state.facts.max_requests)
         answer = ChatAnswer(state, request, await self._admit(request, scope))
         call = GenerationCall(state.client, [answer.prompt.submission])
         headers = warning_headers(warnings)

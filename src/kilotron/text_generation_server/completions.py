@@ -51,6 +51,7 @@ class CompletionsEndpoint:
         )
         state.check_model(request.model)
         request.check_ids(state.facts.vocab_size)
+        request.check_width(state.facts.max_requests)
         answer = CompletionAnswer(state, request, await _admit(state, request, scope))
         call = GenerationCall(state.client, [prompt.submission for prompt in answer.prompts])
         headers = warning_headers(warnings)

@@ -9,7 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from kilotron.coordinator.wire import Output
+from kilotron.coordinator.wire import EngineFacts, Output
 from kilotron.errors import SamplingParamsError
 from kilotron.sampling_params import MAX_BEAM_WIDTH, SamplingParams
 from kilotron.text_generation_server.generation_call import GenerationCall
@@ -82,7 +82,7 @@ class LegacyEndpoint:
         self._state.gate.check()
         body = decode_object(content)
         prompts = _checked_prompts(body)
-        params = _checked_params(body, self._state.facts.vocab_size)
+        params = _checked_params(body, self._state.facts)
         if params.is_beam_search and len(prompts) > 1:
             raise _wrong("prompts", "When doing beam_search, batch size must be 1")
         caller = Caller.of(request.scope, self._state, None)
@@ -160,7 +160,7 @@ def _checked_prompts(body: Mapping[str, Any]) -> list[str]:
     return prompts
 
 
-def _checked_params(body: Mapping[str, Any], vocab_size: int) -> SamplingParams:
+def _checked_params(body: Mapping[str, Any], facts: EngineFacts) -> SamplingParams:
     for name in _SWITCHES:
         if not isinstance(body.get(name, False), bool):
             raise _wrong(name, f"{name} must be a boolean value", code="invalid_type")
@@ -181,7 +181,7 @@ def _checked_params(body: Mapping[str, Any], vocab_size: int) -> SamplingParams:
             seed=_checked_seed(body),
             stop_words=stop_words,
             streaming_interval=NO_STREAMING_INTERVAL,
-            **_checked_beams(body, vocab_size),
+            **_checked_beams(body, facts),
         )
     except SamplingParamsError as error:
         raise _wrong(None, str(error)) from None
@@ -249,7 +249,7 @@ def _checked_seed(body: Mapping[str, Any]) -> int | None:
     return None if seed == -1 else seed
 
 
-def _checked_beams(body: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
+def _checked_beams(body: Mapping[str, Any], facts: EngineFacts) -> dict[str, Any]:
     """Fields of SamplingParams. As in Megatron, `length_penalty` and `stop_token` are for beams only."""
     stop_token, length_penalty = body.get("stop_token", 0), body.get("length_penalty", 1.0)
     if type(stop_token) is not int or stop_token < 0:
@@ -258,9 +258,9 @@ def _checked_beams(body: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
         raise _wrong("length_penalty", "length_penalty must be a float", code="invalid_type")
     if "beam_width" not in body:
         return {}
-    width = _checked_width(body)
-    if stop_token >= vocab_size:
-        raise _wrong("stop_token", f"stop_token is outside the vocabulary (0 to {vocab_size - 1})")
+    width = _checked_width(body, min(MAX_BEAM_WIDTH, facts.max_requests))
+    if stop_token >= facts.vocab_size:
+        raise _wrong("stop_token", f"stop_token is outside the vocabulary (0 to {facts.vocab_size - 1})")
     if abs(length_penalty) > _MAX_LENGTH_PENALTY:
         limit = _MAX_LENGTH_PENALTY
         raise _wrong("length_penalty", f"length_penalty must be a float from {-limit} to {limit}")
@@ -268,14 +268,14 @@ def _checked_beams(body: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
     return beams | ({"termination_id": stop_token} if "stop_token" in body else {})
 
 
-def _checked_width(body: Mapping[str, Any]) -> int:
+def _checked_width(body: Mapping[str, Any], widest: int) -> int:
     width = body["beam_width"]
     if type(width) is not int:
         raise _wrong("beam_width", "beam_width must be integer", code="invalid_type")
     if width < 2:
         raise _wrong("beam_width", "beam_width must be an integer > 1")
-    if width > MAX_BEAM_WIDTH:
-        raise _wrong("beam_width", f"beam_width must be an integer of at most {MAX_BEAM_WIDTH}")
+    if width > widest:
+        raise _wrong("beam_width", f"beam_width must be an integer of at most {widest}")
     for name in ("stop_on_double_eol", "stop_on_eol"):
         if body.get(name):
             raise _wrong(name, f"{name} does not end beams; stop_token does", code="unsupported_parameter")

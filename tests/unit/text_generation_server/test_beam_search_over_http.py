@@ -7,6 +7,8 @@ import pytest
 from kilotron.apis.llm import MegatronLLM
 from kilotron.inference_request import InferenceRequest
 from kilotron.sampling_params import SamplingParams
+from kilotron.text_generation_server.completion_request import CompletionRequest
+from kilotron.text_generation_server.http_errors import HttpError
 from serving import Service
 
 STORY = "Once upon a time, there was a"
@@ -88,3 +90,12 @@ def test_a_chat_with_beams_lists_no_likely_tokens(service: Service) -> None:
     body = {"messages": [{"role": "user", "content": "hi"}], "use_beam_search": True, "n": 2, "logprobs": True}
     response = service.post("/v1/chat/completions", body | {"top_logprobs": 1})
     assert (response.status_code, response.json()["error"]["param"]) == (400, "top_logprobs")
+
+
+@pytest.mark.parametrize(("param", "fields"), [("n", {"n": 9}), ("best_of", {"n": 2, "best_of": 9})])
+def test_more_beams_than_run_at_once_are_refused(param: str, fields: dict[str, Any]) -> None:
+    request = CompletionRequest(prompt=STORY, use_beam_search=True, **fields)
+    request.check_width(9)
+    with pytest.raises(HttpError, match="runs 8 sequences at once") as caught:
+        request.check_width(8)
+    assert caught.value.param == param

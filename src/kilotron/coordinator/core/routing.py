@@ -20,7 +20,7 @@ class ReplicaShare:
     num_blocks: int
     block_size: int
     max_requests: int
-    num_choices: int = 0
+    num_sequences: int = 0
     """Credits in use."""
     num_tokens: int = 0
     """Outstanding: prompt tokens still to be computed and output expected, of all that it was given."""
@@ -32,14 +32,14 @@ class ReplicaShare:
 
     @property
     def num_credits(self) -> int:
-        """Choices that may be at the replica: a full batch, and as many that wait so that no step starts short."""
+        """Sequences that may be at the replica: a full batch, and as many that wait so that no step starts short."""
         return 2 * self.max_requests
 
     @property
     def load(self) -> float:
         """In [0, 1]: of its batch or of its KV cache, whichever is fuller."""
         by_tokens = self.num_tokens / (self.num_blocks * self.block_size)
-        return min(1.0, max(by_tokens, self.num_choices / self.max_requests))
+        return min(1.0, max(by_tokens, self.num_sequences / self.max_requests))
 
 
 class Router:
@@ -79,34 +79,35 @@ class Router:
         """Tokens that the KV caches of all replicas hold."""
         return sum(share.num_blocks * share.block_size for share in self._shares.values())
 
-    def has_room(self, num_choices: int) -> bool:
-        """Whether any replica has credit for a request with so many continuations."""
-        return any(share.is_open and _fits(share, num_choices) for share in self._shares.values())
+    def has_room(self, num_sequences: int) -> bool:
+        """Whether any replica has credit for a request that runs so many sequences."""
+        return any(share.is_open and _fits(share, num_sequences) for share in self._shares.values())
 
     def choose(
-        self, num_choices: int, num_prompt_tokens: int, block_hashes: Sequence[bytes], without: Collection[str] = ()
+        self, num_sequences: int, num_prompt_tokens: int, block_hashes: Sequence[bytes], without: Collection[str] = ()
     ) -> str | None:
         """The replica for a request, or None when none has credit for it.
 
         Args:
-            num_choices: its continuations. More than all credits of a replica fit once nothing else is there.
+            num_sequences: its continuations, each with its beams. More than all credits of a replica fit once nothing
+                else is there.
             num_prompt_tokens: length of its prompt.
             block_hashes: chain values of the prompt's full blocks.
             without: replicas that must not get it.
         """
         best, best_key = None, (0.0, 0)
         for replica, share in self._shares.items():
-            if not share.is_open or replica in without or not _fits(share, num_choices):
+            if not share.is_open or replica in without or not _fits(share, num_sequences):
                 continue
             key = (self._badness(share, num_prompt_tokens, block_hashes), share.last_used)
             if best is None or key < best_key:
                 best, best_key = replica, key
         return best
 
-    def take(self, replica: str, num_choices: int, num_tokens: int) -> None:
+    def take(self, replica: str, num_sequences: int, num_tokens: int) -> None:
         """A replica was given a request."""
         share = self._shares[replica]
-        share.num_choices += min(num_choices, share.num_credits)
+        share.num_sequences += min(num_sequences, share.num_credits)
         share.num_tokens += num_tokens
         share.last_used = next(self._uses)
 
@@ -114,11 +115,11 @@ class Router:
         """So many of its outstanding tokens are done."""
         self._shares[replica].num_tokens -= num_tokens
 
-    def give_back(self, replica: str, num_choices: int, num_tokens: int) -> None:
+    def give_back(self, replica: str, num_sequences: int, num_tokens: int) -> None:
         """A request left the replica, with so many tokens still outstanding."""
         share = self._shares.get(replica)
         if share is not None:
-            share.num_choices -= min(num_choices, share.num_credits)
+            share.num_sequences -= min(num_sequences, share.num_credits)
             share.num_tokens -= num_tokens
 
     def take_block_events(self, replica: str, events: Sequence[BlockEvent]) -> None:
@@ -151,8 +152,8 @@ class Router:
         return -(self._alpha * min(matched, 1.0) + (1.0 - self._alpha) * (1.0 - share.load))
 
 
-def _fits(share: ReplicaShare, num_choices: int) -> bool:
-    return share.num_choices + min(num_choices, share.num_credits) <= share.num_credits
+def _fits(share: ReplicaShare, num_sequences: int) -> bool:
+    return share.num_sequences + min(num_sequences, share.num_credits) <= share.num_credits
 
 
 def _num_leading(blocks: Collection[bytes], block_hashes: Sequence[bytes]) -> int:
