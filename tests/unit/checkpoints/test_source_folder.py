@@ -102,9 +102,9 @@ def test_adapter_is_recognised(tmp_path: Path) -> None:
 def test_a_mistake_further_up_gets_a_suggestion_too(tmp_path: Path) -> None:
     write_model(tmp_path / "llama" / "torch")
     with pytest.raises(CheckpointNotFoundError, match=rf"did you mean {tmp_path}/llama/torch\?"):
-        find_checkpoint_folder(tmp_path / "lama" / "torch")
+        find_checkpoint_folder(tmp_path / "lamma" / "torch")
     with pytest.raises(CheckpointNotFoundError, match=rf"did you mean {tmp_path}/llama\?"):
-        find_checkpoint_folder(tmp_path / "lama" / "tork")
+        find_checkpoint_folder(tmp_path / "lamma" / "torchh")
 
 
 def test_a_megatron_checkpoint_one_folder_deeper_is_suggested(tmp_path: Path) -> None:
