@@ -254,6 +254,7 @@ def test_the_time_taken_does_not_tell_how_much_of_a_key_is_right() -> None:
     # The slowest fifth is the machine's other work.
     samples = [sorted(values)[: len(values) * 4 // 5] for values in durations.values()]
     means = [statistics.fmean(sample) for sample in samples]
-    error = sum(statistics.variance(sample) / len(sample) for sample in samples) ** 0.5
 
-    assert abs(means[0] - means[1]) / error < 4.5
+    # A comparison that goes through the characters in Python differs by tens of percent; digests compared in C do
+    # not. A few nanoseconds come from what else the machine does.
+    assert abs(means[0] - means[1]) < 0.02 * min(means)
