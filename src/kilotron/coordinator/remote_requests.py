@@ -65,7 +65,7 @@ class RemoteRequests:
         Raises:
             InvalidRequestError: a prompt is wrong, or the numbers of prompts and params differ.
         """
-        params = spread_params(sampling_params, len(prompts))
+        params = spread_params(sampling_params, prompts)
         requests = [self._intake.build(prompt, one) for prompt, one in zip(prompts, params, strict=True)]
         for request in requests:
             check_capacity(request, limits_of(self._facts), self._facts.num_blocks)

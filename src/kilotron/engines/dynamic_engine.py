@@ -319,7 +319,7 @@ class DynamicInferenceEngine(AbstractEngine):
         Raises:
             InvalidRequestError: a prompt is wrong, or the numbers of prompts and params differ.
         """
-        params = spread_params(sampling_params, len(prompts))
+        params = spread_params(sampling_params, prompts)
         requests = [self.intake.build(prompt, one) for prompt, one in zip(prompts, params, strict=True)]
         for request in requests:
             self.scheduler.check_admissible(request)

@@ -242,13 +242,17 @@ class RequestIntake:
 
 
 def spread_params(
-    sampling_params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
+    sampling_params: SamplingParams | Sequence[SamplingParams] | None, prompts: Sequence[Prompt]
 ) -> list[SamplingParams | None]:
     """One entry per prompt.
 
     Raises:
+        InvalidRequestError: the prompts are a text, whose letters nobody means.
         SamplingParamsError: they are neither one for all nor one for each.
     """
+    if isinstance(prompts, str):
+        raise InvalidRequestError(f"prompts must be a list, not the text {prompts[:40]!r}; put it in a list")
+    num_prompts = len(prompts)
     if sampling_params is None or isinstance(sampling_params, SamplingParams):
         return [sampling_params] * num_prompts
     if not isinstance(sampling_params, Sequence) or isinstance(sampling_params, str | bytes):

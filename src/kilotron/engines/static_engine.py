@@ -165,9 +165,7 @@ class StaticInferenceEngine(AbstractEngine):
         if inference_requests is not None:
             requests = [self._build(None, None, request, add_BOS=add_BOS) for request in inference_requests]
         else:
-            params = spread_params(
-                common_inference_params if sampling_params is None else sampling_params, len(prompts)
-            )
+            params = spread_params(common_inference_params if sampling_params is None else sampling_params, prompts)
             pairs = zip(prompts, params, strict=True)
             requests = [self._build(prompt, one, None, add_BOS=add_BOS) for prompt, one in pairs]
         for request in requests:

@@ -320,6 +320,13 @@ def test_a_context_says_what_it_is() -> None:
     )
 
 
+def test_a_text_instead_of_a_list_of_prompts_is_refused() -> None:
+    engine = make_engine()
+    for generate in (engine.generate, engine.loop.generate):
+        with pytest.raises(InvalidRequestError, match="put it in a list"):
+            generate("ab")
+
+
 def test_a_decoder_only_model_refuses_encoder_prompts() -> None:
     with pytest.raises(InvalidRequestError, match="no encoder"):
         make_engine().generate(prompts=["a"], encoder_prompts=["b"])
