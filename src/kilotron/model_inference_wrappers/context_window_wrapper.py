@@ -4,6 +4,7 @@ The paged cache holds the sequences' token ids in place of keys and values. So a
 table like any other model's keys, and prefix sharing, preemption and suspension need not know the difference.
 """
 
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -86,14 +87,7 @@ class ContextWindowWrapper(AbstractModelInferenceWrapper):
 
     def cache_shape(self, num_blocks: int, block_size: int) -> KVShape:
         """One number per token: its id, in the place of a key."""
-        return KVShape(
-            num_layers=1,
-            num_blocks=num_blocks,
-            block_size=block_size,
-            num_query_groups=1,
-            kv_channels=1,
-            dtype=torch.int64,
-        )
+        return replace(super().cache_shape(num_blocks, block_size), dtype=torch.int64)
 
     def prep_model_for_inference(self, prompts_tokens: Tensor | None = None) -> None:
         """Prepares a model whose tokens come otherwise."""

@@ -10,6 +10,7 @@ LOGITS holds `tokens` [n] and what a transformers model computed for them, `logi
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from safetensors.torch import load_file
 TOLERANCE = 1e-5
 # Of our own, or chosen here.
 NOT_TAKEN = {"save", "tokenizer_type", "tokenizer_model", "transformer_impl", "moe_router_load_balancing_type"}
+
+BuildModel = Callable[[Any], torch.nn.Module]
+ComputeLogits = Callable[[torch.nn.Module, dict[str, torch.Tensor]], torch.Tensor]
 
 
 def minimal_flags(saved: argparse.Namespace) -> list[str]:
@@ -50,7 +54,7 @@ def minimal_flags(saved: argparse.Namespace) -> list[str]:
     return flags
 
 
-def load_model(folder: str) -> torch.nn.Module:
+def load_model(folder: str, build: BuildModel) -> torch.nn.Module:
     """Raises AssertionError when the checkpoint lacks what Megatron's own model asks for."""
     from megatron.core import dist_checkpointing, parallel_state
     from megatron.core.dist_checkpointing.serialization import load_common_state_dict
@@ -62,7 +66,7 @@ def load_model(folder: str) -> torch.nn.Module:
         if name not in NOT_TAKEN:
             setattr(args, name, value)
     megatron.initialize_parallel(1, 1, 1, None)
-    model = megatron.build_gpt(args).eval()
+    model = build(args).eval()
     groups = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
     state = {"model": model.sharded_state_dict(metadata=groups)}
     # Megatron's names for the two are the wrong way round: the second are keys that the checkpoint lacks.
@@ -72,14 +76,15 @@ def load_model(folder: str) -> torch.nn.Module:
     return model
 
 
-def main(folder: str, logits_file: str) -> None:
+def check(folder: str, logits_file: str, build: BuildModel, compute: ComputeLogits) -> None:
+    """Exits with 1 when a model's logits are not those wanted. `compute` gets the model and what LOGITS holds."""
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "TORCHDYNAMO_DISABLE": "1"}
     os.environ.setdefault("MASTER_PORT", "29650")
     torch.set_num_threads(1)
     megatron.replace_cuda_calls()
     wanted: dict[str, Any] = load_file(logits_file)
     with megatron.CpuInsteadOfCuda(), torch.no_grad():
-        found = megatron.gpt_logits(load_model(f"{folder}/release"), wanted["tokens"].tolist())
+        found = compute(load_model(f"{folder}/release", build), wanted)
     found = found[:, : wanted["logits"].shape[1]]
     difference = float((found - wanted["logits"]).abs().max() / wanted["logits"].abs().max())
     print(f"{folder}: relative difference {difference:.1e}")
@@ -87,4 +92,8 @@ def main(folder: str, logits_file: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    check(
+        *sys.argv[1:],
+        build=megatron.build_gpt,
+        compute=lambda model, wanted: megatron.gpt_logits(model, wanted["tokens"].tolist()),
+    )

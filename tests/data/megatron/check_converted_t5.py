@@ -9,17 +9,14 @@ What Megatron has no argument for is put in here: the gate's tanh gelu, unscaled
 Megatron's local attention refuses and Transformer Engine's takes.
 """
 
-import argparse
 import copy
 import functools
-import os
 import sys
 from typing import Any
 
 import torch
 import write_one_checkpoint as megatron
-from check_converted import NOT_TAKEN, TOLERANCE, minimal_flags
-from safetensors.torch import load_file
+from check_converted import check
 
 
 def let_attention_take_a_bias() -> None:
@@ -76,44 +73,11 @@ def build(args: Any) -> torch.nn.Module:
     )
 
 
-def load_model(folder: str) -> torch.nn.Module:
-    """Raises AssertionError when the checkpoint lacks what Megatron's own model asks for."""
-    from megatron.core import dist_checkpointing, parallel_state
-    from megatron.core.dist_checkpointing.serialization import load_common_state_dict
-
-    torch.serialization.add_safe_globals([argparse.Namespace])
-    saved = load_common_state_dict(folder)["args"]
-    args = megatron.parse_megatron_args(minimal_flags(saved))
-    for name, value in vars(saved).items():
-        if name not in NOT_TAKEN:
-            setattr(args, name, value)
-    megatron.initialize_parallel(1, 1, 1, None)
-    model = build(args).eval()
-    groups = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
-    state = {"model": model.sharded_state_dict(metadata=groups)}
-    # Megatron's names for the two are the wrong way round: the second are keys that the checkpoint lacks.
-    loaded, spare, lacking = dist_checkpointing.load(state, folder, strict="return_all")
-    print(f"lacking: {sorted(lacking)}; not asked for: {sorted(spare)}")
-    assert not lacking, f"the checkpoint lacks {sorted(lacking)}"
-    model.load_state_dict(loaded["model"])
-    return model
-
-
-def main(folder: str, logits_file: str) -> None:
-    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "TORCHDYNAMO_DISABLE": "1"}
-    os.environ.setdefault("MASTER_PORT", "29651")
-    torch.set_num_threads(1)
-    megatron.replace_cuda_calls()
+def compute(model: torch.nn.Module, wanted: dict[str, torch.Tensor]) -> torch.Tensor:
     let_attention_take_a_bias()
-    wanted: dict[str, Any] = load_file(logits_file)
-    with megatron.CpuInsteadOfCuda(), torch.no_grad():
-        model = load_model(f"{folder}/release")
-        found = megatron.t5_logits(model, wanted["encoder_tokens"].tolist(), wanted["tokens"].tolist())
-    found = found[:, : wanted["logits"].shape[1]]
-    difference = float((found - wanted["logits"]).abs().max() / wanted["logits"].abs().max())
-    print(f"{folder}: relative difference {difference:.1e}")
-    sys.exit(difference > TOLERANCE)
+    logits: torch.Tensor = megatron.t5_logits(model, wanted["encoder_tokens"].tolist(), wanted["tokens"].tolist())
+    return logits
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    check(*sys.argv[1:], build=build, compute=compute)

@@ -155,7 +155,7 @@ def test_requests_are_added_run_and_taken_by_id() -> None:
 
 def test_a_request_of_the_callers_own_is_filled_in() -> None:
     own = InferenceRequest(
-        request_id=77, prompt_tokens=[], prompt="a", sampling_params=SamplingParams(max_tokens=3, n=2)
+        request_id=77, prompt_tokens=[], prompt="a", sampling_params=SamplingParams(max_tokens=3, n=2, ignore_eos=True)
     )
     engine = make_engine()
     assert engine.generate(inference_requests=[own]) == [own]

@@ -4,13 +4,13 @@ import contextlib
 import random
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from kilotron.errors import QueueFullError, RequestNeverFitsError
 from unit.scheduling.beam_world import BeamWorld
 from unit.scheduling.random_play import PREFIXES, random_limits
+from unit.scheduling.state_machine import explore
 
 limits = st.fixed_dictionaries(
     {
@@ -84,19 +84,6 @@ class BeamMachine(RuleBasedStateMachine):
             self.world.finish()
 
 
-def explore(max_examples: int, num_steps: int) -> None:
-    run_state_machine_as_test(
-        BeamMachine,
-        settings=settings(
-            max_examples=max_examples,
-            stateful_step_count=num_steps,
-            derandomize=True,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
-
-
 def play(seed: int, num_actions: int = 60) -> BeamWorld:
     """Searches and requests come faster than they can be served."""
     rng = random.Random(seed)
@@ -128,7 +115,7 @@ def play(seed: int, num_actions: int = 60) -> BeamWorld:
 
 
 def test_searches_keep_their_promises_in_any_order_of_events() -> None:
-    explore(max_examples=120, num_steps=25)
+    explore(BeamMachine, max_examples=120, num_steps=25)
 
 
 def test_searches_keep_their_promises_in_long_random_plays() -> None:

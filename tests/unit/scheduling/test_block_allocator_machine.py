@@ -1,7 +1,6 @@
 """Block allocator and prefix cache against a naive model: any order of actions, the exact blocks found and evicted."""
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -9,12 +8,12 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from kilotron.scheduling.block_allocator import DynamicBlockAllocator
 from kilotron.scheduling.prefix_cache import PrefixCache
 from unit.scheduling.allocator_world import AllocatorWorld, Sequence
+from unit.scheduling.state_machine import explore
 
 texts = st.lists(st.integers(0, 1), min_size=1, max_size=9)
 picks = st.integers(0, 7)
@@ -67,24 +66,11 @@ class BlockAllocatorMachine(RuleBasedStateMachine):
             self.world.tear_down()
 
 
-def explore(max_examples: int, num_steps: int) -> None:
-    run_state_machine_as_test(
-        BlockAllocatorMachine,
-        settings=settings(
-            max_examples=max_examples,
-            stateful_step_count=num_steps,
-            derandomize=True,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
-
-
 def test_allocator_agrees_with_its_model_in_any_order_of_actions() -> None:
-    explore(max_examples=150, num_steps=30)
+    explore(BlockAllocatorMachine, max_examples=150, num_steps=30)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_allocator_agrees_with_its_model_in_many_orders_of_actions() -> None:
-    explore(max_examples=4000, num_steps=50)
+    explore(BlockAllocatorMachine, max_examples=4000, num_steps=50)

@@ -1,13 +1,13 @@
 """The scheduler in any order of arrivals, steps, faults, aborts and deadlines; what must hold is in SchedulerWorld."""
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from kilotron.errors import QueueFullError, RequestNeverFitsError
 from unit.scheduling.random_play import PREFIXES, play_with_scheduler, random_limits
 from unit.scheduling.scheduler_world import SchedulerWorld
+from unit.scheduling.state_machine import explore
 
 limits = st.fixed_dictionaries(
     {
@@ -100,21 +100,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.world.finish()
 
 
-def explore(max_examples: int, num_steps: int) -> None:
-    run_state_machine_as_test(
-        SchedulerMachine,
-        settings=settings(
-            max_examples=max_examples,
-            stateful_step_count=num_steps,
-            derandomize=True,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
-
-
 def test_scheduler_keeps_its_promises_in_any_order_of_events() -> None:
-    explore(max_examples=150, num_steps=25)
+    explore(SchedulerMachine, max_examples=150, num_steps=25)
 
 
 def test_scheduler_keeps_its_promises_in_long_random_plays() -> None:
@@ -137,4 +124,4 @@ def test_scheduler_keeps_its_promises_in_many_long_random_plays() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_scheduler_keeps_its_promises_in_many_orders_of_events() -> None:
-    explore(max_examples=4000, num_steps=40)
+    explore(SchedulerMachine, max_examples=4000, num_steps=40)
